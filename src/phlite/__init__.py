@@ -1,0 +1,1 @@
+"""Phi models, light and fast, anywhere."""
