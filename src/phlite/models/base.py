@@ -1,0 +1,86 @@
+"""What the engine asks of a model: one ragged batch in, logits out.
+
+Shape letters: B sequences, T new tokens of all sequences together, R rows whose logits are wanted, V vocabulary rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from phlite.ops import KVCache
+
+__all__ = ["Batch", "CausalLM", "ModelConfig"]
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The new tokens of one step: prefill chunks and single decode tokens of B sequences, one after the other.
+
+    token_ids:    int32[T], 0 <= id < vocab_size
+    positions:    int32[T], absolute position of each token in its sequence; consecutive inside a sequence
+    seq_starts:   int32[B + 1]; the tokens of sequence b are rows seq_starts[b] .. seq_starts[b + 1]
+    block_tables: int32[B, max_blocks]; cache block that holds positions 64 * j .. 64 * j + 63 of sequence b; unused
+                  entries are -1
+    seq_lens:     int32[B], tokens of the sequence that are known now, whether or not all of them are in this step or
+                  in the cache; they choose the rope regime, so every chunk of one prompt is rotated alike
+    logit_rows:   int32[R], rows of token_ids after which the next token is wanted
+    """
+
+    token_ids: I32
+    positions: I32
+    seq_starts: I32
+    block_tables: I32
+    seq_lens: I32
+    logit_rows: I32
+
+
+class ModelConfig(Protocol):
+    """The numbers of a model that the engine needs, by their Hugging Face names."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the output matrix, padding rows included."""
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of decoder layers."""
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Longest sequence in tokens for which the model is defined."""
+
+
+class CausalLM(Protocol):
+    """A loaded model. Thread-compatible: one forward at a time; it holds the thread pool that its operations use."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's numbers."""
+
+    def rope_regime(self, seq_len: int) -> int:
+        """Return which rotary table a sequence of seq_len tokens uses: 0 short, 1 long.
+
+        Keys in the cache are already rotated. When the regime of a growing sequence changes, all of its tokens must be
+        encoded again from position 0; constant 0 for models without LongRoPE.
+        """
+
+    def build_kv_cache(self, n_blocks: int, dtype: str = "f16") -> KVCache:
+        """Return an empty cache of n_blocks blocks of 64 positions for all layers; dtype "f16", "q8_0" or "f32"."""
+
+    def kv_bytes_per_token(self, dtype: str = "f16") -> int:
+        """Return the bytes of cache that one position takes in all layers together."""
+
+    def forward(self, batch: Batch, cache: KVCache) -> F32:
+        """Write the batch's keys and values to the cache; return float32[R, V] logits of batch.logit_rows.
+
+        Bit-identical for every number of threads, batch composition and split of a prompt into chunks.
+        raises: ShapeError when the arrays of the batch contradict each other, the cache or the config
+        """
