@@ -1,0 +1,21 @@
+"""GGUF model files: a bounded, zero-copy reader, a streaming writer and the container's types. Knows no model."""
+
+from phlite.gguf.metadata import Metadata, MetadataValue
+from phlite.gguf.reader import GGUFFile, Tensor, load_gguf
+from phlite.gguf.types import BLOCK_SIZES, FileType, GGMLType, ValueType, file_type_name, tensor_bytes
+from phlite.gguf.writer import GGUFWriter
+
+__all__ = [
+    "BLOCK_SIZES",
+    "FileType",
+    "GGMLType",
+    "GGUFFile",
+    "GGUFWriter",
+    "Metadata",
+    "MetadataValue",
+    "Tensor",
+    "ValueType",
+    "file_type_name",
+    "load_gguf",
+    "tensor_bytes",
+]
