@@ -1,0 +1,144 @@
+#include "support/thread_pool.h"
+
+#include <algorithm>
+#include <chrono>
+#include <set>
+#include <string>
+#include <utility>
+
+#if defined(__linux__)
+#include <sched.h>
+
+#include <fstream>
+#endif
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#endif
+
+namespace phlite {
+namespace {
+
+constexpr int64_t kSpinNs = 100'000;  // about two decode regions: longer only burns a core that others may need
+constexpr int kSpinsPerCheck = 64;
+
+inline void cpu_relax() {
+#if defined(__x86_64__) || defined(_M_X64)
+  _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+int64_t now_ns() {
+  using namespace std::chrono;
+  return duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count();
+}
+
+// Spins until `done()`; returns false when `limit_ns` has passed. With limit_ns < 0 it never gives up, and yields the
+// core after the first spin time, for machines with fewer free cores than threads.
+template <class Done>
+bool spin_until(Done done, int64_t limit_ns) {
+  for (int i = 0; i < kSpinsPerCheck * 8; ++i) {
+    if (done()) return true;
+    cpu_relax();
+  }
+  const int64_t start = now_ns();
+  for (;;) {
+    for (int i = 0; i < kSpinsPerCheck; ++i) {
+      if (done()) return true;
+      cpu_relax();
+    }
+    const int64_t waited = now_ns() - start;
+    if (limit_ns >= 0 && waited > limit_ns) return false;
+    if (limit_ns < 0 && waited > kSpinNs) std::this_thread::yield();
+  }
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int n_threads) : n_threads_(std::max(1, n_threads)) {
+  workers_.reserve(n_threads_ - 1);
+  for (int i = 1; i < n_threads_; ++i) workers_.emplace_back([this, i] { worker(i); });
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    std::lock_guard<std::mutex> lock(sleep_mutex_);
+    stop_.store(true, std::memory_order_release);
+  }
+  wake_.notify_all();
+  for (auto& t : workers_) t.join();
+}
+
+void ThreadPool::barrier() {
+  if (n_threads_ == 1) return;
+  const uint64_t generation = barrier_generation_.load(std::memory_order_acquire);
+  if (n_arrived_.fetch_add(1, std::memory_order_acq_rel) == n_threads_ - 1) {
+    n_arrived_.store(0, std::memory_order_relaxed);
+    barrier_generation_.store(generation + 1, std::memory_order_release);
+    return;
+  }
+  spin_until([&] { return barrier_generation_.load(std::memory_order_acquire) != generation; }, -1);
+}
+
+void ThreadPool::run_region(Region fn, void* ctx) {
+  std::lock_guard<std::mutex> lock(caller_mutex_);
+  start_chunks();
+  if (n_threads_ == 1) {
+    fn(ctx, 0, 1);
+    return;
+  }
+  fn_ = fn;
+  ctx_ = ctx;
+  // seq_cst on both sides: either the worker sees the new generation before it sleeps, or we see it sleeping.
+  generation_.fetch_add(1, std::memory_order_seq_cst);
+  if (n_sleeping_.load(std::memory_order_seq_cst) > 0) {
+    std::lock_guard<std::mutex> sleep_lock(sleep_mutex_);
+    wake_.notify_all();
+  }
+  fn(ctx, 0, n_threads_);
+  barrier();
+}
+
+void ThreadPool::worker(int idx) {
+  uint64_t seen = 0;
+  const auto has_work = [&] {
+    return generation_.load(std::memory_order_acquire) != seen || stop_.load(std::memory_order_acquire);
+  };
+  for (;;) {
+    if (!spin_until(has_work, kSpinNs)) {
+      std::unique_lock<std::mutex> lock(sleep_mutex_);
+      n_sleeping_.fetch_add(1, std::memory_order_seq_cst);
+      wake_.wait(lock, [&] {
+        return generation_.load(std::memory_order_seq_cst) != seen || stop_.load(std::memory_order_acquire);
+      });
+      n_sleeping_.fetch_sub(1, std::memory_order_seq_cst);
+    }
+    if (stop_.load(std::memory_order_acquire)) return;
+    ++seen;  // one region at a time, and a region ends only when every thread has run it
+    fn_(ctx_, idx, n_threads_);
+    barrier();
+  }
+}
+
+int physical_core_count() {
+#if defined(__linux__)
+  cpu_set_t allowed;
+  CPU_ZERO(&allowed);
+  if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) {
+    std::set<std::pair<int, int>> cores;
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+      if (!CPU_ISSET(cpu, &allowed)) continue;
+      const std::string dir = "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/";
+      int package = 0, core = cpu;
+      std::ifstream(dir + "physical_package_id") >> package;
+      std::ifstream(dir + "core_id") >> core;
+      cores.insert({package, core});
+    }
+    if (!cores.empty()) return static_cast<int>(cores.size());
+  }
+#endif
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+
+}  // namespace phlite
