@@ -152,6 +152,7 @@ struct BlockSize {
 
 constexpr BlockSize block_size(GGMLType type) noexcept {
   switch (type) {
+      // clang-format off
     case GGMLType::F32: return {1, 4};
     case GGMLType::F16: return {1, 2};
     case GGMLType::BF16: return {1, 2};
@@ -167,6 +168,7 @@ constexpr BlockSize block_size(GGMLType type) noexcept {
     case GGMLType::Q5_K: return {kSuperBlock, sizeof(BlockQ5_K)};
     case GGMLType::Q6_K: return {kSuperBlock, sizeof(BlockQ6_K)};
     case GGMLType::IQ4_XS: return {kSuperBlock, sizeof(BlockIQ4_XS)};
+      // clang-format on
   }
   return {0, 0};
 }
@@ -177,7 +179,8 @@ constexpr int64_t row_bytes(GGMLType type, int64_t n) noexcept {
 }
 
 // Scales and minima of Q4_K and Q5_K, eight each from 0 to 63, out of 12 bytes: the first four of both lie in the low
-// six bits of bytes 0-3 and 4-7; of the last four, the low nibbles lie in bytes 8-11 and the rest in the two spare bits.
+// six bits of bytes 0-3 and 4-7; of the last four, the low nibbles lie in bytes 8-11 and the rest in the two spare
+// bits.
 inline void unpack_k4_scales(const uint8_t packed[12], uint8_t scales[8], uint8_t minima[8]) noexcept {
   for (int i = 0; i < 4; ++i) {
     scales[i] = packed[i] & 63;

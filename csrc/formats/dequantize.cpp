@@ -164,6 +164,7 @@ void widen_row(const uint8_t* src, float* dst, int64_t n) noexcept {
 
 bool dequantize_row(GGMLType type, const uint8_t* src, float* dst, int64_t n) noexcept {
   switch (type) {
+      // clang-format off
     case GGMLType::F32: std::memcpy(dst, src, static_cast<size_t>(n) * sizeof(float)); return true;
     case GGMLType::F16: widen_row<fp16_to_fp32>(src, dst, n); return true;
     case GGMLType::BF16: widen_row<bf16_to_fp32>(src, dst, n); return true;
@@ -179,6 +180,7 @@ bool dequantize_row(GGMLType type, const uint8_t* src, float* dst, int64_t n) no
     case GGMLType::Q5_K: decode_row<BlockQ5_K>(src, dst, n, kSuperBlock); return true;
     case GGMLType::Q6_K: decode_row<BlockQ6_K>(src, dst, n, kSuperBlock); return true;
     case GGMLType::IQ4_XS: decode_row<BlockIQ4_XS>(src, dst, n, kSuperBlock); return true;
+      // clang-format on
   }
   return false;
 }
