@@ -21,7 +21,7 @@ import numpy as np
 from phlite.errors import UnsupportedModelError
 from phlite.gguf.cursor import MAX_METADATA_BYTES, Cursor
 from phlite.gguf.metadata import MetadataValue, StringArray
-from phlite.gguf.types import BLOCK_SIZES, OTHER_GGML_TYPES, GGMLType, ValueType
+from phlite.gguf.types import BLOCK_SIZES, OTHER_GGML_TYPES, SCALAR_FORMATS, GGMLType, ValueType
 
 # Far above any real file, low enough that a hostile header costs less than a second.
 MAX_ARRAY_STRINGS: Final = 1 << 22
@@ -33,19 +33,6 @@ MAX_DIMS: Final = 4
 
 DEFAULT_ALIGNMENT: Final = 32
 MIN_ALIGNMENT: Final = 8
-
-SCALAR_FORMATS: Final[Mapping[ValueType, str]] = {
-    ValueType.UINT8: "<B",
-    ValueType.INT8: "<b",
-    ValueType.UINT16: "<H",
-    ValueType.INT16: "<h",
-    ValueType.UINT32: "<I",
-    ValueType.INT32: "<i",
-    ValueType.FLOAT32: "<f",
-    ValueType.UINT64: "<Q",
-    ValueType.INT64: "<q",
-    ValueType.FLOAT64: "<d",
-}
 
 _MIN_KEY_ENTRY_BYTES: Final = 8 + 1 + 4 + 1
 _MIN_TENSOR_ENTRY_BYTES: Final = 8 + 1 + 4 + 8 + 4 + 8

@@ -117,16 +117,11 @@ def load_gguf(path: str | os.PathLike[str]) -> GGUFFile:
             part_map, part = _open_part(part_path, opened)
             _check_part(part_path, part, number, len(paths))
             parts.append((part_path, part_map, part))
-        tensors = _collect_tensors(parts)
-        total = first.values.get("split.tensors.count")
-        if len(paths) > 1 and total != len(tensors):
-            raise ModelFileError(
-                f"{first_path}: split.tensors.count is {total!r}, but the {len(paths)} parts hold {len(tensors)} "
-                "tensors; parts of different files may be mixed, download them again"
-            )
-        opened.pop_all()
+        _check_names(parts)
+        opened.pop_all()  # all checks are passed: from here on the views of the tensors keep the maps alive
     metadata = Metadata(first.values, source=str(first_path), types=first.types)
-    return GGUFFile(paths, metadata, tensors, {part_path: part_map for part_path, part_map, _ in parts})
+    maps = {part_path: part_map for part_path, part_map, _ in parts}
+    return GGUFFile(paths, metadata, _view_tensors(parts), maps)
 
 
 def _open_part(path: Path, opened: ExitStack) -> tuple[mmap.mmap, Header]:
@@ -176,14 +171,29 @@ def _check_part(path: Path, part: Header, number: int, count: int) -> None:
         )
 
 
-def _collect_tensors(parts: list[tuple[Path, mmap.mmap, Header]]) -> dict[str, Tensor]:
+def _check_names(parts: list[tuple[Path, mmap.mmap, Header]]) -> None:
+    """Refuse parts that hold a tensor twice or, together, not as many as the first one says."""
+    first_path, _, first = parts[0]
+    found: dict[str, Path] = {}
+    for path, _, header in parts:
+        for entry in header.tensors:
+            if entry.name in found:
+                raise ModelFileError(
+                    f"{path}: tensor {entry.name!r} is also in {found[entry.name].name}; expected it in one part"
+                )
+            found[entry.name] = path
+    total = first.values.get("split.tensors.count")
+    if len(parts) > 1 and total != len(found):
+        raise ModelFileError(
+            f"{first_path}: split.tensors.count is {total!r}, but the {len(parts)} parts hold {len(found)} tensors; "
+            "parts of different files may be mixed, download them again"
+        )
+
+
+def _view_tensors(parts: list[tuple[Path, mmap.mmap, Header]]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path, mapped, header in parts:
         for entry in header.tensors:
-            if entry.name in tensors:
-                raise ModelFileError(
-                    f"{path}: tensor {entry.name!r} is also in {tensors[entry.name].path.name}; expected it in one part"
-                )
             data = np.frombuffer(mapped, np.uint8, entry.n_bytes, entry.offset_bytes)
             tensors[entry.name] = Tensor(entry.name, entry.shape, entry.type, data, path, entry.offset_bytes)
     return tensors

@@ -88,6 +88,21 @@ class ValueType(IntEnum):
     FLOAT64 = 12
 
 
+SCALAR_FORMATS: dict[ValueType, str] = {
+    ValueType.UINT8: "<B",
+    ValueType.INT8: "<b",
+    ValueType.UINT16: "<H",
+    ValueType.INT16: "<h",
+    ValueType.UINT32: "<I",
+    ValueType.INT32: "<i",
+    ValueType.FLOAT32: "<f",
+    ValueType.UINT64: "<Q",
+    ValueType.INT64: "<q",
+    ValueType.FLOAT64: "<d",
+}
+"""struct formats of the numbers; they are numpy dtypes too."""
+
+
 class FileType(IntEnum):
     """Values of `general.file_type`, the mixture a file was quantised with. Source: llama.h, enum llama_ftype."""
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 import struct
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from phlite.errors import RequestError, ShapeError
+from phlite.gguf.encode import array_bytes, scalar_bytes, string_bytes, utf8
 from phlite.gguf.header import (
     DEFAULT_ALIGNMENT,
     MAX_DIMS,
     MAX_KEY_BYTES,
     MAX_NAME_BYTES,
     MIN_ALIGNMENT,
-    SCALAR_FORMATS,
 )
 from phlite.gguf.types import GGMLType, ValueType, tensor_bytes
 
@@ -34,7 +33,6 @@ _DTYPE_OF_TYPE: Final[dict[GGMLType, np.dtype[np.generic]]] = {
     GGMLType.F16: np.dtype("<f2"),
     GGMLType.BF16: np.dtype("<u2"),
 }
-_VALUE_TYPE_OF_DTYPE: Final = {np.dtype(layout): value_type for value_type, layout in SCALAR_FORMATS.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +72,7 @@ class GGUFWriter:
         self._tensors: dict[str, _Pending] = {}
         self._closed = False
         if alignment != DEFAULT_ALIGNMENT:
-            self._fields["general.alignment"] = _scalar_bytes(alignment, ValueType.UINT32, "general.alignment")
+            self._fields["general.alignment"] = scalar_bytes(alignment, ValueType.UINT32, "general.alignment")
 
     def add(
         self,
@@ -91,7 +89,7 @@ class GGUFWriter:
                     or after closing
         """
         self._check_open()
-        n_key_bytes = len(_utf8(key, "a metadata key"))
+        n_key_bytes = len(utf8(key, "a metadata key"))
         if not 0 < n_key_bytes <= MAX_KEY_BYTES:
             raise RequestError(f"metadata key {key[:60]!r}: got {n_key_bytes} bytes, expected 1 to {MAX_KEY_BYTES}")
         if key in self._fields:
@@ -99,9 +97,9 @@ class GGUFWriter:
         if key == "general.alignment":
             raise RequestError("metadata key 'general.alignment': pass alignment= to GGUFWriter instead")
         if isinstance(value, (str, bool, int, float, np.generic)):
-            self._fields[key] = _scalar_bytes(value, value_type, key)
+            self._fields[key] = scalar_bytes(value, value_type, key)
         else:
-            self._fields[key] = _array_bytes(value, value_type, key)
+            self._fields[key] = array_bytes(value, value_type, key)
 
     def add_tensor(
         self, name: str, shape: Sequence[int], ggml_type: GGMLType, data: TensorData | Callable[[], TensorData]
@@ -116,7 +114,7 @@ class GGUFWriter:
         raises: RequestError or ShapeError on misuse; for a function's result, when the file is closed
         """
         self._check_open()
-        if not 0 < len(_utf8(name, "a tensor name")) <= MAX_NAME_BYTES:
+        if not 0 < len(utf8(name, "a tensor name")) <= MAX_NAME_BYTES:
             raise RequestError(f"tensor name {name!r}: expected 1 to {MAX_NAME_BYTES} bytes")
         if name in self._tensors:
             raise RequestError(f"tensor {name!r} is there already; each name is written once")
@@ -141,17 +139,15 @@ class GGUFWriter:
         if self._closed:
             return
         self._closed = True
-        handle, temporary = tempfile.mkstemp(prefix=self.path.name[:100], suffix=".part", dir=self.path.parent)
+        temporary = self.path.with_name(f"{self.path.name[:100]}.{secrets.token_hex(4)}.part")
         try:
-            with os.fdopen(handle, "wb") as file:
+            with temporary.open("xb") as file:
                 self._write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            _give_default_mode(temporary)
-            os.replace(temporary, self.path)
+            temporary.replace(self.path)
         except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
+            temporary.unlink(missing_ok=True)
             raise
 
     def discard(self) -> None:
@@ -187,77 +183,14 @@ class GGUFWriter:
     def _header_parts(self) -> Iterator[bytes]:
         yield b"GGUF" + struct.pack("<IQQ", _VERSION, len(self._tensors), len(self._fields))
         for key, field in self._fields.items():
-            yield _string_bytes(key, "a metadata key")
+            yield string_bytes(key, "a metadata key")
             yield field
         offset = 0
         for tensor in self._tensors.values():
             dims = tensor.shape[::-1]
-            yield _string_bytes(tensor.name, "a tensor name")
+            yield string_bytes(tensor.name, "a tensor name")
             yield struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, tensor.type, offset)
             offset += -(-tensor.n_bytes // self._alignment) * self._alignment
-
-
-def _scalar_bytes(value: object, value_type: ValueType | None, key: str) -> bytes:
-    if value_type is None:
-        value_type = _value_type_of(value, key)
-    return struct.pack("<I", value_type) + _element_bytes(value, value_type, key)
-
-
-def _array_bytes(value: object, element_type: ValueType | None, key: str) -> bytes:
-    if isinstance(value, np.ndarray):
-        if value.ndim != 1:
-            raise RequestError(f"metadata key {key!r}: got an array of shape {value.shape}, expected one dimension")
-        elements: list[object] = list(value)
-    elif isinstance(value, (list, tuple)):
-        elements = list(value)
-    else:
-        raise RequestError(f"metadata key {key!r}: got {type(value).__name__}, expected a list or a numpy array")
-    if element_type is None:
-        if isinstance(value, np.ndarray):
-            element_type = _value_type_of(value.dtype.type(), key)
-        elif elements:
-            element_type = _value_type_of(elements[0], key)
-        else:
-            raise RequestError(f"metadata key {key!r}: an empty list needs value_type=")
-    head = struct.pack("<IIQ", ValueType.ARRAY, element_type, len(elements))
-    if isinstance(value, np.ndarray) and _VALUE_TYPE_OF_DTYPE.get(value.dtype) is element_type:
-        return head + value.tobytes()
-    return head + b"".join(_element_bytes(element, element_type, key) for element in elements)
-
-
-def _value_type_of(value: object, key: str) -> ValueType:
-    if isinstance(value, str):
-        return ValueType.STRING
-    if isinstance(value, (bool, np.bool_)):
-        return ValueType.BOOL
-    if isinstance(value, np.generic) and value.dtype in _VALUE_TYPE_OF_DTYPE:
-        return _VALUE_TYPE_OF_DTYPE[value.dtype]
-    raise RequestError(
-        f"metadata key {key!r}: a {type(value).__name__} has no type in GGUF; pass one, such as ValueType.UINT32"
-    )
-
-
-def _element_bytes(value: object, value_type: ValueType, key: str) -> bytes:
-    if value_type is ValueType.STRING and isinstance(value, str):
-        return _string_bytes(value, f"metadata key {key!r}")
-    if value_type is ValueType.BOOL and isinstance(value, (bool, np.bool_)):
-        return bytes([bool(value)])
-    if value_type in SCALAR_FORMATS and isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
-        with suppress(struct.error, OverflowError):
-            return struct.pack(SCALAR_FORMATS[value_type], value)
-    raise RequestError(f"metadata key {key!r}: {str(value)[:60]!r} is not a value of type {value_type.name}")
-
-
-def _string_bytes(text: str, what: str) -> bytes:
-    raw = _utf8(text, what)
-    return struct.pack("<Q", len(raw)) + raw
-
-
-def _utf8(text: str, what: str) -> bytes:
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise RequestError(f"{what}: {text[:60]!r} cannot be written as UTF-8 ({error.reason})") from None
 
 
 def _check_data(tensor: _Pending, data: TensorData) -> None:
@@ -271,11 +204,3 @@ def _check_data(tensor: _Pending, data: TensorData) -> None:
             f"tensor {tensor.name!r} of shape {tensor.shape} and type {tensor.type.name}: got an array of shape "
             f"{data.shape} and {data.nbytes} bytes, expected {tensor.n_bytes} contiguous bytes"
         )
-
-
-def _give_default_mode(path: str) -> None:
-    """Undo mkstemp's private mode, so that the file is as readable as any other the user writes."""
-    if os.name == "posix":
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(path, 0o666 & ~mask)
