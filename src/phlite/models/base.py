@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from phlite.errors import ShapeError
+
 if TYPE_CHECKING:
     from phlite.ops import KVCache
 
-__all__ = ["Batch", "CausalLM", "ModelConfig"]
+__all__ = ["Batch", "CausalLM", "ModelConfig", "check_batch"]
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -84,3 +86,36 @@ class CausalLM(Protocol):
         Bit-identical for every number of threads, batch composition and split of a prompt into chunks.
         raises: ShapeError when the arrays of the batch contradict each other, the cache or the config
         """
+
+
+def check_batch(batch: Batch, config: ModelConfig) -> None:
+    """Raise ShapeError unless the arrays have their shapes and dtypes and agree with each other and the model.
+
+    What the operations check themselves is left to them: token ids, consecutive positions, blocks of the cache.
+    """
+    n_tokens, n_seqs = len(batch.token_ids), len(batch.seq_lens)
+    shapes: dict[str, tuple[int, ...]] = {
+        "token_ids": (n_tokens,),
+        "positions": (n_tokens,),
+        "seq_starts": (n_seqs + 1,),
+        "block_tables": (n_seqs, *batch.block_tables.shape[1:2]),
+        "seq_lens": (n_seqs,),
+        "logit_rows": batch.logit_rows.shape[:1],
+    }
+    for name, shape in shapes.items():
+        array: I32 = getattr(batch, name)
+        if array.dtype != np.int32 or array.shape != shape:
+            raise ShapeError(f"batch: {name} is {array.dtype}{list(array.shape)}, expected int32{list(shape)}")
+    if not n_tokens:
+        raise ShapeError("batch: no tokens, expected at least one")
+    starts = batch.seq_starts
+    if starts[0] != 0 or starts[-1] != n_tokens or np.any(starts[1:] <= starts[:-1]):
+        raise ShapeError(f"batch: seq_starts {starts[:8].tolist()}, expected to rise from 0 to {n_tokens}")
+    last = int(batch.positions.max())
+    if last >= config.max_position_embeddings:
+        raise ShapeError(f"batch: position {last}, expected below the model's {config.max_position_embeddings}")
+    if np.any(batch.seq_lens <= batch.positions[starts[1:] - 1]):
+        raise ShapeError("batch: a sequence's seq_lens is not above the position of its last token")
+    rows = batch.logit_rows
+    if rows.size and (rows.min() < 0 or rows.max() >= n_tokens):
+        raise ShapeError(f"batch: logit_rows from {rows.min()} to {rows.max()}, expected 0 to {n_tokens - 1}")

@@ -1,0 +1,109 @@
+"""The tensors of a checkpoint under Hugging Face names, with a record of which were used."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phlite import ops
+from phlite.errors import ModelFileError, UnsupportedModelError
+from phlite.gguf import Tensor
+
+_LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+
+
+class Weights:
+    """Checked access to a checkpoint's tensors; every one of them must be taken, or the model is not the one meant.
+
+    tensors: by their names in the file
+    source:  the file's name, for messages
+    names:   Hugging Face name -> name in the file, `*` standing for the layer number; None where both are the same
+    release: called with a tensor whose bytes were read and are not needed soon
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        *,
+        source: str,
+        names: Mapping[str, str] | None = None,
+        release: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        self.source = source
+        self._tensors = tensors
+        self._names = names
+        self._release = release
+        self._used: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return self._name_in_file(name) in self._tensors
+
+    def matrix(self, name: str, *, n_rows: int | None, n_cols: int) -> Tensor:
+        """Return the tensor [n_rows, n_cols], any number of rows for None.
+
+        raises: ModelFileError if it is missing or has another shape
+        """
+        tensor = self._take(name)
+        expected = (tensor.shape[0] if n_rows is None else n_rows, n_cols)
+        if tensor.shape != expected:
+            wanted = ("any" if n_rows is None else n_rows, n_cols)
+            raise self._wrong_shape(tensor, f"[{wanted[0]}, {wanted[1]}]")
+        return tensor
+
+    def vector(self, name: str, size: int) -> NDArray[np.float32]:
+        """Return the tensor [size] as float32, whatever it is stored as.
+
+        raises: ModelFileError if it is missing, has another shape or holds a value that is not finite
+        """
+        tensor = self._take(name)
+        if tensor.shape != (size,):
+            raise self._wrong_shape(tensor, f"[{size}]")
+        values = ops.dequantize(tensor.data, tensor.type, tensor.shape)
+        if not np.isfinite(values).all():
+            raise ModelFileError(
+                f"{self.source}: tensor {tensor.name!r} holds NaN or infinite values; the file is damaged"
+            )
+        return values
+
+    def release(self, tensor: Tensor) -> None:
+        """Say that the tensor's bytes were read; the system may take their memory back."""
+        if self._release is not None:
+            self._release(tensor)
+
+    def check_all_used(self) -> None:
+        """Raise UnsupportedModelError if a tensor was not taken: leaving it out would compute another model."""
+        unused = [name for name in self._tensors if name not in self._used]
+        if unused:
+            names = ", ".join(repr(name) for name in unused[:4]) + (", ..." if len(unused) > 4 else "")
+            raise UnsupportedModelError(
+                f"{self.source}: {len(unused)} of {len(self._tensors)} tensors have no place in this architecture: "
+                f"{names}; expected only the tensors of a plain checkpoint of it"
+            )
+
+    def _take(self, name: str) -> Tensor:
+        name_in_file = self._name_in_file(name)
+        tensor = self._tensors.get(name_in_file)
+        if tensor is None:
+            raise ModelFileError(
+                f"{self.source}: tensor {name_in_file!r} is missing; the file is incomplete or its metadata promises "
+                "another model"
+            )
+        self._used.add(name_in_file)
+        return tensor
+
+    def _name_in_file(self, name: str) -> str:
+        if self._names is None:
+            return name
+        number = _LAYER_NUMBER.search(name)
+        if number is None:
+            return self._names[name]
+        return self._names[_LAYER_NUMBER.sub("*", name, count=1)].replace("*", number[0])
+
+    def _wrong_shape(self, tensor: Tensor, expected: str) -> ModelFileError:
+        return ModelFileError(
+            f"{self.source}: tensor {tensor.name!r} has shape {list(tensor.shape)}, expected {expected} by the "
+            "metadata; the file is damaged or was written by a faulty tool"
+        )

@@ -1,0 +1,179 @@
+"""Phi-3: mini, medium, 3.5-mini, Phi-4 and Phi-4-mini. A pre-norm decoder with rotary grouped-query attention.
+
+For every token x at every layer, with rms(x) = x / sqrt(mean(x²) + eps):
+
+    h = rms(x) · w_in
+    q, k, v = W_qkv h                                  q and k rotated by their position
+    x = x + W_o softmax(q kᵀ / sqrt(D) + mask) v
+    h = rms(x) · w_post
+    x = x + W_down (silu(W_gate h) · W_up h)
+
+and after the last one, logits = W_out (rms(x) · w_norm). docs/models.md gives the details and sources.
+Shape letters: T new tokens, E hidden, Hq and Hkv heads of D elements, F intermediate, R wanted rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phlite import ops
+from phlite.gguf import GGUFFile
+from phlite.layers.attention import CachedAttention
+from phlite.layers.embedding import Embedding
+from phlite.layers.kv_cache import build_kv_cache, kv_bytes_per_token
+from phlite.layers.linear import Linear, build_linear
+from phlite.layers.mlp import build_gate_up
+from phlite.layers.norm import Normed, RMSNorm
+from phlite.layers.rope import RotaryEmbedding
+from phlite.layers.weights import Weights
+from phlite.models.base import Batch, check_batch
+from phlite.models.phi3_config import GGUF_NAMES, Phi3Config
+
+__all__ = ["MLP", "Attention", "DecoderLayer", "Phi3Config", "Phi3ForCausalLM", "Phi3Model"]
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+
+
+class Attention:
+    """Grouped-query attention over the cached keys and values of each token's own sequence."""
+
+    def __init__(self, config: Phi3Config, weights: Weights, layer_idx: int, pool: ops.ThreadPool) -> None:
+        prefix, head_dim = f"model.layers.{layer_idx}.self_attn", config.head_dim
+        q_rows, kv_rows = config.num_attention_heads * head_dim, config.num_key_value_heads * head_dim
+        split = {
+            f"{prefix}.q_proj.weight": q_rows,
+            f"{prefix}.k_proj.weight": kv_rows,
+            f"{prefix}.v_proj.weight": kv_rows,
+        }
+        fused = {f"{prefix}.qkv_proj.weight": q_rows + 2 * kv_rows}
+        is_split = f"{prefix}.q_proj.weight" in weights
+        self.qkv_proj = build_linear(weights, split if is_split else fused, n_cols=config.hidden_size, pool=pool)
+        self.attend = CachedAttention(
+            layer_idx=layer_idx,
+            n_heads=config.num_attention_heads,
+            softmax_scale=head_dim**-0.5,
+            sliding_window=config.effective_window,
+            rope_interleaved=config.rope_interleaved,
+            pool=pool,
+        )
+        self.o_proj = build_linear(weights, {f"{prefix}.o_proj.weight": config.hidden_size}, n_cols=q_rows, pool=pool)
+
+    def __call__(self, h: Normed, x: F32, step: ops.AttentionBatch, cache: ops.KVCache, rows: I32 | None = None) -> F32:
+        """Return x + W_o attention(W_qkv h), float32[T, E]; with rows int32[R], these rows of it."""
+        qkv = self.qkv_proj(h)
+        a = self.attend(qkv, cache, step)
+        if rows is not None:
+            a, x = a[rows], x[rows]
+        return self.o_proj(a, residual=x)
+
+
+class MLP:
+    """The gated feed-forward network."""
+
+    def __init__(self, config: Phi3Config, weights: Weights, layer_idx: int, pool: ops.ThreadPool) -> None:
+        prefix, n_hidden, n_inner = f"model.layers.{layer_idx}.mlp", config.hidden_size, config.intermediate_size
+        self.gate_up_proj = build_gate_up(weights, prefix, hidden_size=n_hidden, intermediate_size=n_inner, pool=pool)
+        self.down_proj = build_linear(weights, {f"{prefix}.down_proj.weight": n_hidden}, n_cols=n_inner, pool=pool)
+
+    def __call__(self, h: Normed, x: F32) -> F32:
+        """Return x + W_down (silu(W_gate h) · W_up h), float32[T, E]."""
+        return self.down_proj(self.gate_up_proj(h), residual=x)
+
+
+class DecoderLayer:
+    """Attention, then MLP, each on the norm of what came before and added to it."""
+
+    def __init__(self, config: Phi3Config, weights: Weights, layer_idx: int, pool: ops.ThreadPool) -> None:
+        prefix, n_hidden, eps = f"model.layers.{layer_idx}", config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = RMSNorm(weights.vector(f"{prefix}.input_layernorm.weight", n_hidden), eps)
+        self.self_attn = Attention(config, weights, layer_idx, pool)
+        self.post_attention_layernorm = RMSNorm(
+            weights.vector(f"{prefix}.post_attention_layernorm.weight", n_hidden), eps
+        )
+        self.mlp = MLP(config, weights, layer_idx, pool)
+
+    def __call__(self, x: F32, step: ops.AttentionBatch, cache: ops.KVCache, rows: I32 | None = None) -> F32:
+        """Return float32[T, E]; with rows int32[R], these rows of it."""
+        x = self.self_attn(self.input_layernorm(x), x, step, cache, rows)
+        return self.mlp(self.post_attention_layernorm(x), x)
+
+
+class Phi3Model:
+    """Embedding, decoder layers and final norm."""
+
+    def __init__(self, config: Phi3Config, weights: Weights, pool: ops.ThreadPool) -> None:
+        n_hidden = config.hidden_size
+        self.embed_tokens = Embedding(weights.matrix("model.embed_tokens.weight", n_rows=None, n_cols=n_hidden))
+        self.layers = [DecoderLayer(config, weights, i, pool) for i in range(config.num_hidden_layers)]
+        self.norm = RMSNorm(weights.vector("model.norm.weight", n_hidden), config.rms_norm_eps)
+
+    def __call__(self, token_ids: I32, step: ops.AttentionBatch, cache: ops.KVCache, rows: I32) -> Normed:
+        """Return the normed hidden states of the wanted rows int32[R], float32[R, E]."""
+        x = self.embed_tokens(token_ids)
+        for layer in self.layers[:-1]:
+            x = layer(x, step, cache)
+        # After the last layer wrote its keys and values, the other rows have nothing more to give.
+        x = self.layers[-1](x, step, cache, rows)
+        return self.norm(x)
+
+
+class Phi3ForCausalLM:
+    """The model with its output matrix: token ids of a ragged batch in, logits out. Implements `base.CausalLM`."""
+
+    def __init__(self, config: Phi3Config, weights: Weights, pool: ops.ThreadPool) -> None:
+        self.config = config
+        self.model = Phi3Model(config, weights, pool)
+        output = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+        self.lm_head: Linear = build_linear(weights, {output: config.vocab_size}, n_cols=config.hidden_size, pool=pool)
+        self.rotary_emb = RotaryEmbedding(
+            theta=config.rope_theta,
+            rotary_dim=config.rotary_dim,
+            short_factor=config.rope_short_factor,
+            long_factor=config.rope_long_factor,
+            original_max_position_embeddings=config.original_max_position_embeddings,
+            attention_factor=config.rope_attention_factor,
+        )
+
+    @classmethod
+    def from_gguf(cls, file: GGUFFile, *, pool: ops.ThreadPool) -> Phi3ForCausalLM:
+        """Return the model of an open file, its weights packed for this machine.
+
+        raises: ModelFileError where the file is incomplete or contradicts itself; UnsupportedModelError where it has
+                keys or tensors that this architecture does not
+        """
+        source = file.metadata.source
+        weights = Weights(file.tensors, source=source, names=GGUF_NAMES, release=file.release)
+        config = Phi3Config.from_gguf(file.metadata, weights)
+        model = cls(config, weights, pool)
+        weights.check_all_used()
+        return model
+
+    def rope_regime(self, seq_len: int) -> int:
+        """Return 1 for sequences so long that they use LongRoPE's long list, else 0; see `base.CausalLM`."""
+        return self.rotary_emb.regime(seq_len)
+
+    def build_kv_cache(self, n_blocks: int, dtype: str = "f16") -> ops.KVCache:
+        """Return an empty cache of n_blocks blocks of positions for all layers; dtype "f16", "q8_0" or "f32"."""
+        c = self.config
+        return build_kv_cache(c.num_hidden_layers, n_blocks, c.num_key_value_heads, c.head_dim, dtype)
+
+    def kv_bytes_per_token(self, dtype: str = "f16") -> int:
+        """Return the bytes of cache that one position takes in all layers together."""
+        c = self.config
+        return kv_bytes_per_token(c.num_hidden_layers, c.num_key_value_heads, c.head_dim, dtype)
+
+    def forward(self, batch: Batch, cache: ops.KVCache) -> F32:
+        """Write the batch's keys and values to the cache; return float32[R, V] logits of batch.logit_rows.
+
+        raises: ShapeError when the arrays of the batch contradict each other or the model
+        """
+        check_batch(batch, self.config)
+        step = ops.AttentionBatch(
+            positions=batch.positions,
+            seq_starts=batch.seq_starts,
+            block_tables=batch.block_tables,
+            cos_sin=self.rotary_emb.cos_sin(batch.positions, batch.seq_starts, batch.seq_lens),
+        )
+        return self.lm_head(self.model(batch.token_ids, step, cache, batch.logit_rows))

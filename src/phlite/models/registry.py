@@ -1,0 +1,46 @@
+"""Which class runs which architecture, and the way from a file to a model."""
+
+from __future__ import annotations
+
+import difflib
+import os
+
+from phlite import ops
+from phlite.errors import UnsupportedModelError
+from phlite.gguf import GGUFFile, load_gguf
+from phlite.models.base import CausalLM
+from phlite.models.phi3 import Phi3ForCausalLM
+
+ARCHITECTURES = {
+    "phi3": Phi3ForCausalLM,  # Phi-3-mini and medium, Phi-3.5-mini, Phi-4, Phi-4-mini
+    "llama": Phi3ForCausalLM,  # the first conversions of Phi-3-mini, April 2024; no Llama
+}
+"""general.architecture of a GGUF file -> model class."""
+
+
+def load_model(path: str | os.PathLike[str], *, pool: ops.ThreadPool) -> CausalLM:
+    """Return the model in a GGUF file (the first part of a split one), ready to run on the pool's threads.
+
+    raises: ModelFileError where the file is missing, damaged or contradicts itself;
+            UnsupportedModelError where its architecture, an option or a tensor of it is not implemented
+    """
+    return build_model(load_gguf(path), pool=pool)
+
+
+def build_model(file: GGUFFile, *, pool: ops.ThreadPool) -> CausalLM:
+    """Return the model in an open file, which must stay open as long as the model is used.
+
+    raises: as load_model
+    """
+    metadata = file.metadata
+    kind = metadata.get_str("general.type", "model")
+    if kind != "model":
+        raise UnsupportedModelError(f"{metadata.source}: the file holds a {kind!r}, expected a 'model'")
+    architecture = metadata.get_str("general.architecture")
+    if architecture not in ARCHITECTURES:
+        nearest = difflib.get_close_matches(architecture, ARCHITECTURES, n=1, cutoff=0.0)[0]
+        raise UnsupportedModelError(
+            f"{metadata.source}: architecture {architecture!r} is not implemented; the nearest that is, is "
+            f"{nearest!r}, of {', '.join(ARCHITECTURES)}"
+        )
+    return ARCHITECTURES[architecture].from_gguf(file, pool=pool)
