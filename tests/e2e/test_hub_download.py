@@ -257,7 +257,7 @@ def test_the_token_opens_a_private_repository_and_is_not_shown_to_the_content_se
 
 def test_a_server_that_is_no_hub_is_recognised(repository: HubServer) -> None:
     repository.is_a_hub = False
-    with pytest.raises(DownloadError, match="does not answer as a hub .*check HF_ENDPOINT and the proxy"):
+    with pytest.raises(DownloadError, match=r"does not answer as a hub .*Check HF_ENDPOINT and the proxy"):
         fetch(f"{REPO}:{FILE}")
 
 

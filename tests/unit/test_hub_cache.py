@@ -168,7 +168,7 @@ def test_a_path_that_looks_like_a_file_on_the_hub_says_how_to_write_that(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DownloadError, match="for a file on the hub write me/model:x.gguf"):
+    with pytest.raises(DownloadError, match=r"for a file on the hub write me/model:x.gguf"):
         fetch("me/model/x.gguf")
 
 

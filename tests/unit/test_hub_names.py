@@ -10,6 +10,7 @@ from phlite.errors import DownloadError
 from phlite.hub import known_names, resolve
 from phlite.hub.names import MEMBERS, SHORT_NAMES, name_of
 
+COMMIT = "5eef2ce24766d31909c0b269fe90c817a8f263fb"
 MINI = ("microsoft/Phi-3-mini-4k-instruct-gguf", "Phi-3-mini-4k-instruct-q4.gguf")
 
 
@@ -67,7 +68,7 @@ def test_a_quantisation_can_be_added_to_a_name(name: str, file: str) -> None:
         ("me/my-GGUF:q5_k_m", "me/my-GGUF", "main", None, "Q5_K_M"),
         ("me/my-GGUF:a/b-q4.gguf", "me/my-GGUF", "main", "a/b-q4.gguf", None),
         ("me/my@v1.2:b.gguf", "me/my", "v1.2", "b.gguf", None),
-        ("me/my@5eef2ce24766d31909c0b269fe90c817a8f263fb", "me/my", "5eef2ce24766d31909c0b269fe90c817a8f263fb", None, None),
+        (f"me/my@{COMMIT}", "me/my", COMMIT, None, None),
         ("hf.co/me/my:Q4_0", "me/my", "main", None, "Q4_0"),
         ("https://huggingface.co/me/my/", "me/my", "main", None, None),
         ("https://huggingface.co/me/my/resolve/v2/x/y.gguf?download=true", "me/my", "v2", "x/y.gguf", None),
@@ -128,14 +129,11 @@ def test_a_member_without_a_gguf_says_so(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["", "  ", "a/b/c", "a/b:../../etc/x.gguf", "a/b:/x.gguf", "a/b@../x:y.gguf", "a/..:x.gguf", "a/b:c\\d.gguf"],
+    "name", ["", "  ", "a/b/c", "a/b:../../etc/x.gguf", "a/b:/x.gguf", "a/b@../x:y.gguf", "a--b/c"]
 )
 def test_malformed_names_are_refused(name: str) -> None:
     with pytest.raises(DownloadError):
-        source = resolve(name)
-        assert source.path is not None, "a path is looked at later"
-        raise DownloadError("a path")
+        resolve(name)
 
 
 def test_names_of_the_table_resolve_to_themselves_and_back() -> None:
