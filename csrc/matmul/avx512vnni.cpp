@@ -1,0 +1,122 @@
+// Matrix products with AVX-512 VNNI: vpdpbusd multiplies 64 unsigned by 64 signed bytes into sixteen int32 lanes.
+//
+// Register tile: sixteen rows of weights (one zmm of codes) times twelve rows of activations; twelve accumulators of the
+// group, twelve totals of the superblock, activations broadcast from memory. Measured on Zen 4 with codes in L1: 202 of
+// the 228 G multiply-adds per second that a core reaches without scales; 2 x 6 and 2 x 8 tiles reach 202 and 199.
+#include "matmul/kernels.h"
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vnni")
+#define INLINE __attribute__((always_inline)) inline
+#define UNROLL _Pragma("GCC unroll 16")
+
+namespace phlite {
+namespace {
+
+struct V512 {
+  using I = __m512i;
+  using F = __m512;
+  static constexpr int lanes = 16, kMaxRows = 12, kSignedOffset = 128;
+
+  static INLINE I zero() { return _mm512_setzero_si512(); }
+  static INLINE F zero_f() { return _mm512_setzero_ps(); }
+  static INLINE I set1(int32_t v) { return _mm512_set1_epi32(v); }
+  static INLINE F set1_f(float v) { return _mm512_set1_ps(v); }
+  static INLINE I load(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  static INLINE I load_u16(const uint8_t* p) { return _mm512_cvtepu16_epi32(load256(p)); }
+  static INLINE F load_half(const uint8_t* p) { return _mm512_cvtph_ps(load256(p)); }
+  static INLINE F load_f(const float* p) { return _mm512_loadu_ps(p); }
+  static INLINE void store_f(float* p, F v) { _mm512_storeu_ps(p, v); }
+  static INLINE F as_f(I v) { return _mm512_castsi512_ps(v); }
+  static INLINE I as_i(F v) { return _mm512_castps_si512(v); }
+
+  static INLINE I and_(I a, I b) { return _mm512_and_si512(a, b); }
+  static INLINE I or_(I a, I b) { return _mm512_or_si512(a, b); }
+  static INLINE I add(I a, I b) { return _mm512_add_epi32(a, b); }
+  static INLINE I sub(I a, I b) { return _mm512_sub_epi32(a, b); }
+  static INLINE I sub16(I a, I b) { return _mm512_sub_epi16(a, b); }
+  static INLINE I mul(I a, I b) { return _mm512_mullo_epi32(a, b); }
+  static INLINE I max(I a, I b) { return _mm512_max_epi32(a, b); }
+  template <int N>
+  static INLINE I srl(I a) { return _mm512_srli_epi32(a, N); }
+  template <int N>
+  static INLINE I sra(I a) { return _mm512_srai_epi32(a, N); }
+  template <int N>  // left for N > 0, right for N < 0
+  static INLINE I shift(I a) {
+    if constexpr (N > 0) return _mm512_slli_epi32(a, N);
+    else if constexpr (N < 0) return _mm512_srli_epi32(a, -N);
+    else return a;
+  }
+  template <int B>  // byte B of each lane as int32
+  static INLINE I byte(I a) { return and_(shift<-8 * B>(a), set1(0xFF)); }
+  template <int P>  // bytes 2P, 2P + 1 of each lane as two int16
+  static INLINE I byte_pair(I a) {
+    return _mm512_shuffle_epi8(a, _mm512_set4_epi32(spread(12 + 2 * P), spread(8 + 2 * P), spread(4 + 2 * P), spread(2 * P)));
+  }
+  template <int P>
+  static INLINE I signed_byte_pair(I a) { return _mm512_srai_epi16(_mm512_slli_epi16(byte_pair<P>(a), 8), 8); }
+
+  static INLINE I from_signed(I a) { return _mm512_xor_si512(a, set1(0x80808080)); }
+  static INLINE I lookup_iq4(I a) {  // the IQ4 values with 128 added
+    const __m128i t = _mm_setr_epi8(1, 24, 45, 63, 79, 93, 106, 118, -127, -115, -103, -90, -75, -59, -39, -15);
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(t), a);
+  }
+
+  template <int>
+  static constexpr int flush_every() { return 64; }
+  template <int>
+  static INLINE I dot(I acc, I codes, const int8_t* act) { return _mm512_dpbusd_epi32(acc, codes, broadcast(act)); }
+  template <int>
+  static INLINE I fold(I total, I acc, I scale) { return add(total, mul(acc, scale)); }
+  static INLINE I unit_scale() { return set1(1); }
+  static INLINE I madd16(I acc, I pair, const int16_t* sums) { return _mm512_dpwssd_epi32(acc, pair, broadcast(sums)); }
+
+  static INLINE F to_f(I v) { return _mm512_cvtepi32_ps(v); }
+  static INLINE I round(F v) { return _mm512_cvtps_epi32(v); }
+  static INLINE F add_f(F a, F b) { return _mm512_add_ps(a, b); }
+  static INLINE F sub_f(F a, F b) { return _mm512_sub_ps(a, b); }
+  static INLINE F mul_f(F a, F b) { return _mm512_mul_ps(a, b); }
+  static INLINE F div_f(F a, F b) { return _mm512_div_ps(a, b); }
+  static INLINE F min_f(F a, F b) { return _mm512_min_ps(a, b); }
+  static INLINE F max_f(F a, F b) { return _mm512_max_ps(a, b); }
+  static INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+  static INLINE F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
+  static INLINE int32_t max_lane(I v) { return _mm512_reduce_max_epi32(v); }
+  static INLINE int32_t store_rounded(F v, int8_t* q) {  // nearest, ties to even; returns the sum
+    const I n = round(v);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtsepi32_epi8(n));
+    return _mm512_reduce_add_epi32(n);
+  }
+
+ private:
+  static constexpr int spread(int b) { return static_cast<int>(0x80008000u | static_cast<unsigned>(b) | static_cast<unsigned>(b + 1) << 16); }
+  static INLINE __m256i load256(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  template <class T>
+  static INLINE I broadcast(const T* p) {
+    int32_t v;
+    std::memcpy(&v, p, 4);
+    return _mm512_set1_epi32(v);
+  }
+};
+
+#include "matmul/tile_kernels.inl"
+
+}  // namespace
+
+const MatmulKernels& matmul_kernels_avx512vnni() {
+  static const MatmulKernels table = build_kernels<V512>();
+  return table;
+}
+
+}  // namespace phlite
+#pragma GCC pop_options
+#endif

@@ -1,0 +1,67 @@
+// Contract of the matrix-product kernels: quantise rows of activations, multiply them with tiles of packed weights.
+//
+// Arithmetic, the same on every instruction set, for every number of rows, threads and batch neighbours:
+//   q8k formats  per superblock of 256 columns: an exact int32 sum over groups (scale * sum of code * activation), then
+//                acc = fma(float(isum) * d [- float(msum) * dmin], d_activation, acc), superblocks in ascending order.
+//   q8 formats   per block of 32 columns: an exact int32 sum, then acc = fma(float(isum) * d [+ m * bsum], d_act, acc).
+//   float        acc = fma(weight, activation, acc) column by column.
+// So every output is one chain of float32 operations whose order depends on K alone, and all instruction sets give the
+// same bits. Bounds: |code * activation| sums stay below 2^20 per group, times a scale of at most 7 bits below 2^31 per
+// superblock (Q6_K, the largest: 16 groups * 128 * 63 * 127 * 16 < 2^28). The error against exact arithmetic on the same
+// int8 activations is at most (K / 256 + 2) * 2^-24 * sum |terms|; the quantisation of the activations adds at most
+// amax / 254 per element of its block (block: 32 or 256 columns).
+//
+// Kernels are noexcept, allocate nothing and own no threads. Rows of tiles need 64-byte alignment.
+#pragma once
+#include <cstdint>
+
+#include "cpu/isa.h"
+#include "matmul/packed_format.h"
+
+namespace phlite {
+
+// Rows of activations, quantised once and shared by all tiles. Slices of 256 columns hold all rows, so that the rows of
+// one slice lie together: q[slice][row][256]. Only the members of the kind in use are set.
+struct Activations {
+  int64_t n_rows = 0, n_cols = 0;
+  int8_t* q = nullptr;         // q8, q8k: [ceil(K/256)][n_rows][256]
+  float* d = nullptr;          // q8k: [K/256][n_rows]; q8: [ceil(K/256)][n_rows][8]
+  int16_t* bsum16 = nullptr;   // q8k: [K/256][n_rows][16] sums of 16 codes
+  int16_t* bsum32 = nullptr;   // q8k: [K/256][n_rows][8] sums of 32 codes
+  int32_t* bsum = nullptr;     // q8: [ceil(K/256)][n_rows][8] sums of 32 codes
+  const float* x = nullptr;    // f32: [n_rows][ld]
+  int64_t ld = 0;
+};
+
+// A kernel computes out[r * 16 + lane] for n consecutive rows r of the activations, n fixed by its place in the table.
+struct TileArgs {
+  const uint8_t* tile;         // one packed tile
+  const Activations* act;
+  int64_t row;                 // first row of the activations
+  float* out;                  // float32[n][16]
+};
+
+// Row counts with a kernel of their own; other counts are composed of these, largest first.
+constexpr int kTileRowCounts[] = {12, 8, 4, 2, 1};
+constexpr int kTileRowKernels = 5;
+
+struct MatmulKernels {
+  using TileFn = void (*)(const TileArgs&) noexcept;
+  TileFn tile[kPackedFormatCount][kTileRowKernels];
+  // x[n_cols] of one row to its place in `act`. A row with a NaN or an infinity gets d = NaN.
+  void (*quantize_row)(const float* x, int64_t row, ActivationKind kind, const Activations& act) noexcept;
+  // y = x / sqrt(mean(x^2) + eps) * weight; sums in sixteen lanes, then halves; y may be x.
+  void (*rms_norm_row)(const float* x, const float* weight, float eps, int64_t n, float* y) noexcept;
+  // out = gate / (1 + exp(-gate)) * up
+  void (*swiglu)(const float* gate, const float* up, int64_t n, float* out) noexcept;
+};
+
+const MatmulKernels& matmul_kernels_scalar();
+const MatmulKernels& matmul_kernels_avx2();
+const MatmulKernels& matmul_kernels_avxvnni();
+const MatmulKernels& matmul_kernels_avx512vnni();
+
+// The table of the instruction set in use.
+const MatmulKernels& matmul_kernels();
+
+}  // namespace phlite

@@ -1,0 +1,231 @@
+#include "matmul/linear.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "support/aligned.h"
+
+namespace phlite {
+namespace {
+
+// Tiles that a thread takes at once: their weights stay in its second-level cache while all rows pass.
+constexpr int64_t kChunkTiles = 4;
+
+int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+}  // namespace
+
+PackedMatrix::PackedMatrix(const std::vector<MatrixPart>& parts, int64_t n_cols, bool swiglu, bool release_source,
+                           ThreadPool& pool)
+    : n_cols_(n_cols), swiglu_(swiglu) {
+  for (const MatrixPart& p : parts) {
+    const int format = packed_format_index(p.ggml_type);
+    if (format < 0) throw std::invalid_argument("block format " + std::to_string(p.ggml_type) + " is not supported");
+    const PackedFormat& f = packed_format(format);
+    if (n_cols <= 0 || p.n_rows <= 0 || n_cols % f.block_cols != 0)
+      throw std::invalid_argument(std::string(f.name) + " matrix of " + std::to_string(p.n_rows) + " x " +
+                                  std::to_string(n_cols) + ": columns must be a positive multiple of " +
+                                  std::to_string(f.block_cols));
+    if (p.n_bytes != p.n_rows * (n_cols / f.block_cols) * f.block_bytes)
+      throw std::invalid_argument(std::string(f.name) + " matrix of " + std::to_string(p.n_rows) + " x " +
+                                  std::to_string(n_cols) + " has " + std::to_string(p.n_bytes) + " bytes");
+    n_rows_ += p.n_rows;
+    needs_[static_cast<int>(f.activations)] = true;
+  }
+  if (n_rows_ == 0 || (swiglu && n_rows_ % 2)) throw std::invalid_argument("a gate and up matrix needs an even number of rows");
+
+  // Source rows in the order of the output: for swiglu, tiles of gate and up rows alternate.
+  struct Source {
+    const uint8_t* rows[kTileRows];
+  };
+  std::vector<Source> sources;
+  const auto find = [&](int64_t row, int& part) {
+    part = 0;
+    while (row >= parts[part].n_rows) row -= parts[part++].n_rows;
+    return row;
+  };
+  const auto add_tile = [&](int64_t row, int64_t limit, int64_t out_col, int64_t offset) {
+    Source s{};
+    Tile t{offset, static_cast<int32_t>(out_col), 0, 0};
+    int first_part = 0;
+    find(row, first_part);
+    t.format = static_cast<int16_t>(packed_format_index(parts[first_part].ggml_type));
+    const PackedFormat& f = packed_format(t.format);
+    const int64_t row_bytes = n_cols_ / f.block_cols * f.block_bytes;
+    for (int r = 0; r < kTileRows && row + r < limit; ++r) {
+      int part = 0;
+      const int64_t at = find(row + r, part);
+      if (part != first_part) break;  // a tile has one format: a new part begins a new tile
+      s.rows[r] = parts[part].data + at * row_bytes;
+      ++t.n_valid;
+    }
+    sources.push_back(s);
+    tiles_.push_back(t);
+    return std::pair<int64_t, int64_t>{t.n_valid, tile_bytes(f, n_cols_)};
+  };
+  int64_t offset = 0;
+  const int64_t half = n_rows_ / 2;
+  for (int64_t row = 0; row < n_outputs();) {
+    const auto [n, bytes] = add_tile(row, n_outputs(), row, offset);
+    offset += bytes;
+    if (swiglu) {
+      const auto [n_up, up_bytes] = add_tile(half + row, n_rows_, row, offset);
+      offset += up_bytes;
+      if (n_up != n) throw std::invalid_argument("gate and up rows are split in different places");
+    }
+    row += n;
+  }
+
+  storage_ = LargeBuffer(static_cast<size_t>(offset));
+  const int64_t n_tiles = static_cast<int64_t>(tiles_.size());
+  pool.run([&](int, int) {
+    for (int64_t i; (i = pool.take_chunk(1)) < n_tiles;)
+      pack_tile(packed_format(tiles_[i].format), sources[i].rows, n_cols_, storage_.data() + tiles_[i].offset);
+  });
+  if (release_source)
+    for (const MatrixPart& p : parts) release_mapped_pages(p.data, static_cast<size_t>(p.n_bytes));
+}
+
+namespace {
+
+// Where the quantised rows lie in one block of scratch memory.
+struct Workspace {
+  Activations act;
+  float* normed = nullptr;  // float32[n_rows][K]
+
+  // Sets the pointers of the kinds that `w` needs into `base`; returns the bytes used (base may be null to measure).
+  int64_t lay_out(uint8_t* base, const PackedMatrix& w, int64_t n_rows, bool keep_floats) {
+    int64_t used = 0;
+    const auto take = [&](int64_t n_bytes) {
+      uint8_t* p = base ? base + used : nullptr;
+      used += round_up(n_bytes, 64);
+      return p;
+    };
+    const int64_t slices = round_up(w.n_cols(), kSuperblock) / kSuperblock;
+    act.n_rows = n_rows;
+    act.n_cols = w.n_cols();
+    act.q = reinterpret_cast<int8_t*>(take(slices * n_rows * kSuperblock));
+    act.d = reinterpret_cast<float*>(take(slices * n_rows * 8 * 4));
+    act.bsum16 = reinterpret_cast<int16_t*>(take(slices * n_rows * 16 * 2));
+    act.bsum32 = reinterpret_cast<int16_t*>(take(slices * n_rows * 8 * 2));
+    act.bsum = reinterpret_cast<int32_t*>(take(slices * n_rows * 8 * 4));
+    if (keep_floats) normed = reinterpret_cast<float*>(take(n_rows * w.n_cols() * 4));
+    return used;
+  }
+};
+
+struct Job {
+  const LinearArgs& args;
+  const PackedMatrix& w;
+  const MatmulKernels& kernels;
+
+  const float* source_row(int64_t r) const { return args.x + (args.rows ? args.rows[r] : r) * w.n_cols(); }
+
+  // Row r of the activations: norm into `row` (float32[K]), then every kind that the matrix needs.
+  void prepare_row(int64_t r, Workspace (&ws)[2], float* row) const {
+    const float* x = source_row(r);
+    if (args.norm_weight) {
+      kernels.rms_norm_row(x, args.norm_weight, args.eps, w.n_cols(), row);
+      x = row;
+    } else if (w.needs(ActivationKind::f32) && x != row) {
+      std::memcpy(row, x, static_cast<size_t>(w.n_cols()) * 4);
+    }
+    if (w.needs(ActivationKind::q8k)) kernels.quantize_row(x, r, ActivationKind::q8k, ws[0].act);
+    if (w.needs(ActivationKind::q8)) kernels.quantize_row(x, r, ActivationKind::q8, ws[1].act);
+  }
+
+  const Activations& activations_of(int format, const Workspace (&ws)[2]) const {
+    return packed_format(format).activations == ActivationKind::q8 ? ws[1].act : ws[0].act;
+  }
+
+  void multiply(const PackedMatrix::Tile& tile, int kernel_idx, int64_t row, const Workspace (&ws)[2], float* out) const {
+    const TileArgs a{w.storage() + tile.offset, &activations_of(tile.format, ws), row, out};
+    kernels.tile[tile.format][kernel_idx](a);
+  }
+
+  // Rows [row, row + n) of the tiles [first, last).
+  void multiply_tiles(int64_t first, int64_t last, int64_t row, int kernel_idx, const Workspace (&ws)[2]) const {
+    alignas(64) float product[12 * kTileRows], up[12 * kTileRows];
+    const int n = kTileRowCounts[kernel_idx];
+    const int64_t ld = w.n_outputs();
+    for (int64_t i = first; i < last; ++i) {
+      const PackedMatrix::Tile& tile = w.tiles()[i];
+      multiply(tile, kernel_idx, row, ws, product);
+      if (w.swiglu()) {
+        multiply(w.tiles()[++i], kernel_idx, row, ws, up);
+        kernels.swiglu(product, up, n * kTileRows, product);
+      }
+      for (int m = 0; m < n; ++m) {
+        float* out = args.out + (row + m) * ld + tile.out_col;
+        const float* p = product + m * kTileRows;
+        if (args.residual) {
+          const float* residual = args.residual + (row + m) * ld + tile.out_col;
+          for (int c = 0; c < tile.n_valid; ++c) out[c] = residual[c] + p[c];
+        } else {
+          std::memcpy(out, p, static_cast<size_t>(tile.n_valid) * 4);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace
+
+void linear(const LinearArgs& args, const PackedMatrix& w, ThreadPool& pool) {
+  const Job job{args, w, matmul_kernels()};
+  const int64_t n_tiles = static_cast<int64_t>(w.tiles().size());
+  const int64_t chunk = std::clamp<int64_t>(n_tiles / (pool.size() * 4) / 2 * 2, w.swiglu() ? 2 : 1, kChunkTiles);
+  const bool shared = args.n_rows > 1;
+  const bool both = w.needs(ActivationKind::q8) && w.needs(ActivationKind::q8k);
+
+  // One row is prepared by every thread for itself: a microsecond of double work costs less than a barrier.
+  Workspace measure;
+  const bool floats = w.needs(ActivationKind::f32), keep_floats = floats || !shared;
+  const int64_t set_bytes = measure.lay_out(nullptr, w, args.n_rows, keep_floats);
+  const int64_t n_sets = both ? 2 : 1;
+  const int64_t row_bytes = round_up(w.n_cols() * 4, 64);
+  const int64_t share_bytes = n_sets * set_bytes;
+  thread_local AlignedBuffer scratch;
+  scratch.reserve(static_cast<size_t>(shared ? share_bytes + pool.size() * row_bytes : pool.size() * share_bytes));
+  uint8_t* const base = scratch.data();
+
+  pool.run([&](int idx, int n_threads) {
+    uint8_t* mine = shared ? base : base + idx * share_bytes;
+    Workspace ws[2];
+    ws[0].lay_out(mine, w, args.n_rows, keep_floats);
+    ws[1].lay_out(both ? mine + set_bytes : mine, w, args.n_rows, keep_floats);
+    ws[0].act.x = ws[0].normed;
+    ws[0].act.ld = w.n_cols();
+    if (shared) {
+      float* row_scratch = reinterpret_cast<float*>(base + share_bytes + idx * row_bytes);
+      const int64_t first = args.n_rows * idx / n_threads, last = args.n_rows * (idx + 1) / n_threads;
+      for (int64_t r = first; r < last; ++r)
+        job.prepare_row(r, ws, floats ? ws[0].normed + r * w.n_cols() : row_scratch);
+      pool.barrier();
+    } else {
+      job.prepare_row(0, ws, ws[0].normed);
+    }
+    for (int64_t first; (first = pool.take_chunk(chunk)) < n_tiles;) {
+      const int64_t last = std::min(first + chunk, n_tiles);
+      int64_t row = 0;
+      for (int k = 0; k < kTileRowKernels; ++k)
+        for (; args.n_rows - row >= kTileRowCounts[k]; row += kTileRowCounts[k])
+          job.multiply_tiles(first, last, row, k, ws);
+    }
+  });
+}
+
+const MatmulKernels& matmul_kernels() {
+  switch (active_isa()) {
+#if defined(__x86_64__) || defined(_M_X64)
+    case Isa::avx512vnni: return matmul_kernels_avx512vnni();
+    case Isa::avxvnni: return matmul_kernels_avxvnni();
+    case Isa::avx2: return matmul_kernels_avx2();
+#endif
+    default: return matmul_kernels_scalar();
+  }
+}
+
+}  // namespace phlite

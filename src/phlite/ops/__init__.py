@@ -1,0 +1,24 @@
+"""One function per native operation: check shapes and dtypes, call the native module. `reference` is the same in NumPy."""
+
+from __future__ import annotations
+
+from phlite._native import isa_name, physical_core_count, select_isa, supported_isas
+from phlite.ops.attention import AttentionBatch, KVCache, attention
+from phlite.ops.dequantize import dequantize, embedding
+from phlite.ops.linear import PackedMatrix, ThreadPool, linear, pack_matrix
+
+__all__ = [
+    "AttentionBatch",
+    "KVCache",
+    "PackedMatrix",
+    "ThreadPool",
+    "attention",
+    "dequantize",
+    "embedding",
+    "isa_name",
+    "linear",
+    "pack_matrix",
+    "physical_core_count",
+    "select_isa",
+    "supported_isas",
+]
