@@ -1,0 +1,17 @@
+"""The token loop: sequences, scheduling over cache blocks, sampling. Ids in, ids out; no text."""
+
+from phlite.engine.engine import Engine, StepOutput
+from phlite.engine.params import LogitsFunction, SamplingParams
+from phlite.engine.sampling import TokenLogprob
+from phlite.engine.sequence import FinishReason, Sequence, Timings
+
+__all__ = [
+    "Engine",
+    "FinishReason",
+    "LogitsFunction",
+    "SamplingParams",
+    "Sequence",
+    "StepOutput",
+    "Timings",
+    "TokenLogprob",
+]

@@ -1,0 +1,268 @@
+"""The only token loop: ids in, ids out. Many sequences share each forward pass of the model.
+
+    engine = Engine(model, n_ctx=4096, eos_ids={32000, 32007})
+    sequence = engine.add(prompt_ids, SamplingParams(seed=7))
+    while engine.has_unfinished:
+        for output in engine.step():
+            print(output.sequence is sequence, output.token_id, output.finish_reason)
+
+One thread at a time; `SharedEngine` serves several. An exception inside a step, Ctrl-C included, loses no ids: the next
+step drops the cache and encodes what is known again. The result does not change by that, because the draw of token n is
+a function of the seed and n alone.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from phlite.engine.batch import BatchBuilder
+from phlite.engine.blocks import BLOCK_SIZE
+from phlite.engine.params import SamplingParams
+from phlite.engine.sampling import F32, TokenLogprob, compute_logprob, sample, uniform
+from phlite.engine.scheduler import Scheduler, n_blocks_for
+from phlite.engine.sequence import FinishReason, Sequence, build_sequence
+from phlite.errors import ContextLengthError, ModelFileError, RequestError
+from phlite.models.base import CausalLM
+
+__all__ = ["Engine", "StepOutput"]
+
+
+@dataclass(slots=True)
+class StepOutput:
+    """What one step did to one sequence: a new token, or its end.
+
+    token_id:      the new id; None when sequence.error ended it
+    finish_reason: set with the last token
+    logprob:       set when params.logprobs is
+    """
+
+    sequence: Sequence
+    token_id: int | None
+    finish_reason: FinishReason | None
+    logprob: TokenLogprob | None = None
+
+
+class Engine:
+    """A model, its cache and the sequences that are being generated.
+
+    n_ctx:            longest sequence in tokens, prompt and output; default and upper limit: the model's
+    kv_type:          "f16", "q8_0" or "f32"
+    cache_tokens:     positions that the cache holds for all sequences together; default n_ctx
+    max_batch_tokens: most tokens of one forward pass (decode tokens are never held back)
+    max_sequences:    most sequences in one forward pass; others wait
+    eos_ids:          ids that end every sequence, unless its params say ignore_eos
+    raises:           RequestError for a value out of range
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        *,
+        n_ctx: int | None = None,
+        kv_type: str = "f16",
+        cache_tokens: int | None = None,
+        max_batch_tokens: int = 512,
+        max_sequences: int = 64,
+        eos_ids: Iterable[int] = (),
+    ) -> None:
+        limit = model.config.max_position_embeddings
+        self.model = model
+        self.n_ctx = limit if n_ctx is None else n_ctx
+        if not 2 <= self.n_ctx <= limit:
+            raise RequestError(f"n_ctx: got {n_ctx}, expected 2 to {limit}, the model's longest context")
+        cache_tokens = self.n_ctx if cache_tokens is None else cache_tokens
+        if cache_tokens < self.n_ctx:
+            raise RequestError(f"cache_tokens: got {cache_tokens}, expected at least n_ctx = {self.n_ctx}")
+        for name, value in (("max_batch_tokens", max_batch_tokens), ("max_sequences", max_sequences)):
+            if value < 1:
+                raise RequestError(f"{name}: got {value}, expected at least 1")
+        n_blocks = n_blocks_for(cache_tokens)
+        self.kv_type = kv_type
+        self.eos_ids = frozenset(eos_ids)
+        self.cache = model.build_kv_cache(n_blocks, kv_type)
+        self.scheduler = Scheduler(
+            model.rope_regime, n_blocks=n_blocks, max_batch_tokens=max_batch_tokens, max_sequences=max_sequences
+        )
+        self.batches = BatchBuilder(self.n_ctx)
+        self.unfinished: dict[int, Sequence] = {}
+        self.in_step = False
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Whether any sequence still waits or runs."""
+        return bool(self.unfinished)
+
+    def add(self, prompt_ids: Iterable[int], params: SamplingParams | None = None) -> Sequence:
+        """Queue a prompt and return its sequence; the work is done by `step`.
+
+        raises: RequestError for an empty prompt or an id outside the vocabulary,
+                ContextLengthError when the prompt leaves no room for one token
+        """
+        sequence = self.build(prompt_ids, params)
+        self.enqueue(sequence)
+        return sequence
+
+    def build(self, prompt_ids: Iterable[int], params: SamplingParams | None = None) -> Sequence:
+        """Check a prompt and return its sequence without queueing it; safe while another thread is in `step`."""
+        params = SamplingParams() if params is None else params
+        ids = [int(token_id) for token_id in prompt_ids]
+        self.check_request(ids, params)
+        return build_sequence(
+            ids,
+            params,
+            seed=random_seed() if params.seed is None else params.seed,
+            stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_ids),
+            n_ctx=self.n_ctx,
+            block_size=BLOCK_SIZE,
+        )
+
+    def enqueue(self, sequence: Sequence) -> None:
+        """Queue a sequence from `build`; nothing happens when it is queued already."""
+        if self.in_step:
+            self.recover()
+        if id(sequence) in self.unfinished:
+            return
+        self.in_step = True
+        self.unfinished[id(sequence)] = sequence
+        self.scheduler.add(sequence)
+        self.in_step = False
+
+    def step(self) -> list[StepOutput]:
+        """Run one forward pass; return the tokens it gave. Empty while prompts are encoded, or with nothing to do."""
+        if self.in_step:
+            self.recover()
+        self.in_step = True
+        outputs: list[StepOutput] = []
+        chunks = self.scheduler.schedule()
+        if chunks:
+            started_s = time.perf_counter()
+            for chunk in chunks:
+                chunk.sequence.state.started_s = chunk.sequence.state.started_s or started_s
+            logits = self.model.forward(self.batches.build(chunks), self.cache)
+            check_finite(logits)
+            now_s = time.perf_counter()
+            rows = iter(logits)
+            for chunk in chunks:
+                chunk.sequence.state.n_cached = chunk.end
+                if chunk.wants_token:
+                    outputs.append(self.extend(chunk.sequence, next(rows), now_s))
+        self.in_step = False
+        return outputs
+
+    def generate(self, prompts: Iterable[Iterable[int]], params: SamplingParams | None = None) -> list[Sequence]:
+        """Generate for all prompts together and return their finished sequences in order.
+
+        raises: what `add` raises; what a logits_function raised
+        """
+        sequences: list[Sequence] = []
+        try:
+            for prompt_ids in prompts:
+                sequences.append(self.add(prompt_ids, params))
+            while any(sequence.finish_reason is None for sequence in sequences):
+                self.step()
+        finally:
+            for sequence in sequences:
+                self.abort(sequence)
+        for sequence in sequences:
+            if sequence.error is not None:
+                raise sequence.error
+        return sequences
+
+    def abort(self, sequence: Sequence) -> None:
+        """End a sequence with "aborted" and free its cache; nothing happens when it has ended."""
+        self.finish(sequence, "aborted")
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """End a sequence for a reason of the caller's, such as a stop string, and free its cache."""
+        if sequence.finish_reason is not None:
+            return
+        if self.in_step:
+            self.recover()
+        self.in_step = True
+        self.end(sequence, reason)
+        self.in_step = False
+
+    def check_request(self, ids: list[int], params: SamplingParams) -> None:
+        """Raise unless the prompt and the ids in the parameters fit the model."""
+        vocab_size = self.model.config.vocab_size
+        if not ids:
+            raise RequestError("prompt: got no tokens, expected at least one")
+        if len(ids) >= self.n_ctx:
+            raise ContextLengthError(
+                f"the prompt has {len(ids)} tokens and the context n_ctx is {self.n_ctx}: at least one token must be"
+                " left for the answer; shorten the prompt or load the model with a larger n_ctx (its longest is"
+                f" {self.model.config.max_position_embeddings})"
+            )
+        for name, values in (("prompt", ids), ("logit_bias", params.logit_bias or ())):
+            for token_id in values:
+                if not 0 <= token_id < vocab_size:
+                    raise RequestError(f"{name}: got token id {token_id}, expected 0 to {vocab_size - 1}")
+
+    def extend(self, sequence: Sequence, logits: F32, now_s: float) -> StepOutput:
+        """Sample the next token of a sequence, append it, and end the sequence when it is the last."""
+        params, state, n_ids = sequence.params, sequence.state, sequence.n_ids
+        draw = uniform(sequence.seed, n_ids - state.n_prompt)
+        try:
+            token_id = sample(logits, params, state.ids[:n_ids], n_prompt=state.n_prompt, u=draw, steps=state.steps)
+        except Exception as error:
+            # The caller's function or bias is at fault: its own sequence ends, the neighbours go on.
+            sequence.error = error
+            self.end(sequence, "aborted")
+            return StepOutput(sequence, None, "aborted")
+        logprob = None if params.logprobs is None else compute_logprob(logits, token_id, params.logprobs)
+        if logprob is not None:
+            sequence.logprobs.append(logprob)
+        state.ids[n_ids] = token_id
+        sequence.output_ids.append(token_id)
+        self.note_time(sequence, now_s)
+        self.end_if_done(sequence)
+        return StepOutput(sequence, token_id, sequence.finish_reason, logprob)
+
+    def note_time(self, sequence: Sequence, now_s: float) -> None:
+        """Bring the timings of a sequence up to its newest token."""
+        state, timings = sequence.state, sequence.timings
+        if len(sequence.output_ids) == 1:
+            state.first_token_s = now_s
+            timings.prefill_ms = (now_s - state.started_s) * 1e3
+        timings.decode_ms = (now_s - state.first_token_s) * 1e3
+
+    def end_if_done(self, sequence: Sequence) -> None:
+        """End a sequence whose newest token is a stop id or fills its limit."""
+        if sequence.output_ids and sequence.output_ids[-1] in sequence.state.stop_ids:
+            self.end(sequence, "stop")
+        elif sequence.n_ids >= sequence.state.max_ids:
+            self.end(sequence, "length")
+
+    def end(self, sequence: Sequence, reason: FinishReason) -> None:
+        """Set the reason and let go of everything the sequence holds."""
+        sequence.finish_reason = reason
+        self.scheduler.remove(sequence)
+        del self.unfinished[id(sequence)]
+
+    def recover(self) -> None:
+        """Make the bookkeeping true again after a step that did not end: output_ids are kept, the cache is not."""
+        self.unfinished = {key: seq for key, seq in self.unfinished.items() if seq.finish_reason is None}
+        self.scheduler.reset(self.unfinished.values())
+        for sequence in list(self.unfinished.values()):
+            del sequence.logprobs[len(sequence.output_ids) :]
+            self.end_if_done(sequence)
+        self.in_step = False
+
+
+def check_finite(logits: F32) -> None:
+    """Raise ModelFileError when the model gave NaN or infinite logits: float32[R, V]."""
+    if logits.size and not np.isfinite(logits.max(axis=1)).all():
+        raise ModelFileError(
+            "the model's logits are not finite numbers: its weights are damaged (NaN or infinite scales?);"
+            " download or convert the file again"
+        )
+
+
+def random_seed() -> int:
+    """Return a seed from the operating system, short enough to be typed again: 0 .. 2**32 - 1."""
+    return int.from_bytes(os.urandom(4), "little")

@@ -1,0 +1,166 @@
+"""Which tokens of which sequences the next step works on. Plain bookkeeping: no model, no arrays of logits.
+
+Every decoding sequence gets its one token in every step. What is left of max_batch_tokens goes to prompts, in chunks;
+while others decode, PREFILL_BESIDE_DECODE tokens at most, so a long prompt delays them by no more than that. The oldest
+prompt gets at least half of the room, the rest goes to the shortest, so neither waits for the other for long.
+
+Admission is first come, first served, when the blocks for all known ids of a sequence are free. When a decoding
+sequence needs a block and none is free, the youngest one gives its blocks back and waits; its ids are encoded again
+later. Results do not depend on any of this, because logits depend on the ids of a sequence alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from phlite.engine.blocks import BLOCK_SIZE, BlockAllocator
+from phlite.engine.sequence import Sequence
+
+__all__ = ["Chunk", "Scheduler"]
+
+PREFILL_BESIDE_DECODE = 128
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Ids start .. end of one sequence, to be encoded in this step; the next token is wanted if end is its last id."""
+
+    sequence: Sequence
+    start: int
+    end: int
+    wants_token: bool
+
+
+class Scheduler:
+    """Holds the waiting and the running sequences and the free blocks.
+
+    rope_regime: the model's; a sequence whose regime changes as it grows is encoded again from its start
+    """
+
+    def __init__(
+        self, rope_regime: Callable[[int], int], *, n_blocks: int, max_batch_tokens: int, max_sequences: int
+    ) -> None:
+        self.rope_regime = rope_regime
+        self.max_batch_tokens = max_batch_tokens
+        self.max_sequences = max_sequences
+        self.blocks = BlockAllocator(n_blocks)
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+
+    def add(self, sequence: Sequence) -> None:
+        """Put a sequence at the end of the queue."""
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a sequence, wherever it is, and free its blocks."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+        self.drop_cache(sequence)
+
+    def reset(self, sequences: Iterable[Sequence]) -> None:
+        """Start again with these sequences waiting in this order and an empty cache."""
+        self.blocks = BlockAllocator(self.blocks.n_blocks)
+        self.running = []
+        self.waiting = deque(sequences)
+        for sequence in self.waiting:
+            sequence.state.n_cached = 0
+            sequence.state.n_blocks = 0
+            sequence.state.block_table.fill(-1)
+
+    def schedule(self) -> list[Chunk]:
+        """Return the chunks of the next step; empty only when there is no sequence at all."""
+        self.reserve_running()
+        self.admit()
+        decoding = [sequence for sequence in self.running if sequence.n_pending == 1]
+        prefilling = [sequence for sequence in self.running if sequence.n_pending > 1]
+        chunks = [whole_chunk(sequence) for sequence in decoding]
+        if prefilling:
+            chunks += split_room(prefilling, self.prefill_room(len(decoding)))
+        return chunks
+
+    def reserve_running(self) -> None:
+        """See that every running sequence has blocks for all of its ids, oldest first."""
+        row = 0
+        while row < len(self.running):
+            sequence = self.running[row]
+            self.follow_regime(sequence)
+            if self.reserve(sequence):
+                row += 1
+
+    def reserve(self, sequence: Sequence) -> bool:
+        """Get the missing blocks of a running sequence; False when it had to give up its own instead."""
+        n_missing = n_blocks_for(sequence.n_ids) - sequence.state.n_blocks
+        while n_missing > self.blocks.n_free:
+            youngest = self.running.pop()
+            self.drop_cache(youngest)
+            self.waiting.appendleft(youngest)
+            if youngest is sequence:
+                return False
+        for _ in range(n_missing):
+            sequence.state.block_table[sequence.state.n_blocks] = self.blocks.acquire()
+            sequence.state.n_blocks += 1
+        return True
+
+    def admit(self) -> None:
+        """Move waiting sequences to the running ones while there is room for all of their ids."""
+        while self.waiting and len(self.running) < self.max_sequences:
+            sequence = self.waiting[0]
+            # One block for each running sequence stays free, or the newcomer would soon be thrown out again.
+            if n_blocks_for(sequence.n_ids) + len(self.running) > self.blocks.n_free:
+                return
+            self.running.append(self.waiting.popleft())
+            self.follow_regime(sequence)
+            self.reserve(sequence)
+
+    def follow_regime(self, sequence: Sequence) -> None:
+        """Forget what is cached when the known length moves the sequence to the other rotary table."""
+        regime = self.rope_regime(sequence.n_ids)
+        if regime != sequence.state.regime:
+            sequence.state.regime = regime
+            sequence.state.n_cached = 0
+
+    def prefill_room(self, n_decoding: int) -> int:
+        """Return how many prompt tokens the step may take: at least one, so that every prompt ends."""
+        room = self.max_batch_tokens - n_decoding
+        if n_decoding:
+            room = min(room, PREFILL_BESIDE_DECODE)
+        return max(room, 1)
+
+    def drop_cache(self, sequence: Sequence) -> None:
+        """Give the blocks of a sequence back."""
+        state = sequence.state
+        for row in range(state.n_blocks - 1, -1, -1):
+            self.blocks.release(int(state.block_table[row]))
+        state.block_table[: state.n_blocks] = -1
+        state.n_blocks = 0
+        state.n_cached = 0
+
+
+def n_blocks_for(n_ids: int) -> int:
+    """Return the number of blocks that n_ids positions need."""
+    return -(-n_ids // BLOCK_SIZE)
+
+
+def whole_chunk(sequence: Sequence) -> Chunk:
+    """Return the chunk of all pending ids."""
+    return Chunk(sequence, sequence.state.n_cached, sequence.n_ids, wants_token=True)
+
+
+def split_room(prefilling: list[Sequence], room: int) -> list[Chunk]:
+    """Return chunks of `room` tokens together: half or more for the oldest prompt, the rest for the shortest first."""
+    oldest, others = prefilling[0], sorted(prefilling[1:], key=lambda sequence: sequence.n_pending)
+    shares = [(oldest, min(oldest.n_pending, room - room // 2))]
+    room -= shares[0][1]
+    for sequence in others:
+        if room > 0:
+            shares.append((sequence, min(sequence.n_pending, room)))
+            room -= shares[-1][1]
+    shares[0] = (oldest, min(oldest.n_pending, shares[0][1] + room))
+    return [
+        Chunk(sequence, sequence.state.n_cached, sequence.state.n_cached + n, wants_token=n == sequence.n_pending)
+        for sequence, n in shares
+    ]

@@ -1,0 +1,110 @@
+"""One generation: the ids known so far, where its keys and values lie, and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phlite.engine.params import SamplingParams
+from phlite.engine.sampling import Step, TokenLogprob, build_steps
+
+__all__ = ["FinishReason", "Sequence", "Timings"]
+
+FinishReason = Literal["stop", "length", "aborted"]
+
+
+@dataclass(slots=True)
+class Timings:
+    """Wall times of one sequence in milliseconds; waiting for neighbours of the same step is part of them.
+
+    prefill_ms: from the first step that worked on it to its first token
+    decode_ms:  from its first token to its last
+    """
+
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """What `Engine.add` returns. Its public fields are for reading; the engine writes them.
+
+    prompt_ids:    the prompt
+    params:        the sampling parameters as given
+    seed:          the seed in use: params.seed, or the one drawn for this sequence
+    output_ids:    generated ids, in order; the stop id, if one ended it, is the last
+    logprobs:      one TokenLogprob per output id when params.logprobs is set, else empty
+    finish_reason: None while it runs; "stop" (a stop id, or `Engine.finish`), "length" (max_tokens or a full context)
+                   or "aborted" (`Engine.abort`, or `error`)
+    error:         what params.logits_function raised, if it did
+    timings:       see Timings
+    """
+
+    prompt_ids: list[int]
+    params: SamplingParams
+    seed: int
+    output_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    error: Exception | None = None
+    timings: Timings = field(default_factory=Timings)
+    state: SequenceState = field(kw_only=True, repr=False)
+
+    @property
+    def n_ids(self) -> int:
+        """Number of ids known: prompt and output."""
+        return self.state.n_prompt + len(self.output_ids)
+
+    @property
+    def n_pending(self) -> int:
+        """Number of known ids whose keys and values are not in the cache yet."""
+        return self.n_ids - self.state.n_cached
+
+
+@dataclass(slots=True)
+class SequenceState:
+    """The engine's own view of a sequence.
+
+    stop_ids:    ids that end it
+    max_ids:     n_ids at which it ends with "length"
+    ids:         int32[max_ids]; the first n_ids hold prompt and output
+    n_prompt:    ids of the prompt
+    n_cached:    the first n_cached ids have keys and values in the cache
+    regime:      the model's rope regime those were rotated with
+    block_table: int32[max blocks]; cache blocks in order of position, -1 beyond n_blocks
+    steps:       the sampling steps its parameters ask for
+    """
+
+    stop_ids: frozenset[int]
+    max_ids: int
+    ids: NDArray[np.int32]
+    n_prompt: int
+    block_table: NDArray[np.int32]
+    steps: tuple[Step, ...]
+    n_blocks: int = 0
+    n_cached: int = 0
+    regime: int = 0
+    started_s: float = 0.0
+    first_token_s: float = 0.0
+
+
+def build_sequence(
+    prompt_ids: list[int], params: SamplingParams, *, seed: int, stop_ids: frozenset[int], n_ctx: int, block_size: int
+) -> Sequence:
+    """Return a sequence that has not begun; the caller has checked that the prompt is shorter than n_ctx."""
+    n_prompt = len(prompt_ids)
+    max_ids = n_ctx if params.max_tokens is None else min(n_ctx, n_prompt + params.max_tokens)
+    ids = np.empty(max_ids, np.int32)
+    ids[:n_prompt] = prompt_ids
+    state = SequenceState(
+        stop_ids=stop_ids,
+        max_ids=max_ids,
+        ids=ids,
+        n_prompt=n_prompt,
+        block_table=np.full(-(-max_ids // block_size), -1, np.int32),
+        steps=build_steps(params),
+    )
+    return Sequence(prompt_ids, params, seed, state=state)
