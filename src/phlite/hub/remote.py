@@ -129,7 +129,7 @@ def _get(url: str, headers: dict[str, str]) -> Iterator[tuple[Any, Iterator[byte
 
     session: Any = get_session()
     timeout_s = _timeout_s("HF_HUB_DOWNLOAD_TIMEOUT")
-    if hasattr(session, "stream"):
+    if callable(session.stream):  # httpx; the attribute of that name in requests is a flag
         with session.stream("GET", url, headers=headers, timeout=timeout_s, follow_redirects=True) as response:
             yield response, response.iter_bytes()
     else:
