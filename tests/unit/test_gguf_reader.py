@@ -75,6 +75,20 @@ def test_string_arrays_become_lists(oracle_file: Path) -> None:
         assert file.metadata["strings"] == ["<s>", "", "▁the", "é"]
 
 
+@pytest.mark.parametrize("lengths", [[255, 256, 257], [0, 65536, 3], [512], [256 * 7, 0, 0]])
+def test_array_strings_of_any_length_are_found(tmp_path: Path, lengths: list[int]) -> None:
+    strings = ["x" * length for length in lengths]
+    writer = gguf.GGUFWriter(tmp_path / "long.gguf", "phi3")
+    writer.add_array("strings", strings)
+    writer.add_string("after", "the end")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with load_gguf(tmp_path / "long.gguf") as file:
+        assert file.metadata["strings"] == strings
+        assert file.metadata["after"] == "the end"
+
+
 @pytest.mark.parametrize(
     ("key", "expected"),
     [

@@ -12,6 +12,7 @@ import struct
 from array import array
 from bisect import bisect_right
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
@@ -160,10 +161,7 @@ class _Parser(Cursor):
         return numbers
 
     def scan_strings(self, count: int, what: str) -> StringArray:
-        """Find the bounds of `count` strings and leave their text for later.
-
-        Only the chain of lengths is walked: 100 ns a string, where decoding all of a vocabulary would cost thrice that.
-        """
+        """Find the bounds of `count` strings and leave their text for later."""
         start, limit = self.position, min(self.size, MAX_METADATA_BYTES)
         self.array_strings += count
         if self.array_strings > MAX_ARRAY_STRINGS:
@@ -172,26 +170,16 @@ class _Parser(Cursor):
             )
         if count > (limit - start) // 8:
             raise self.broken(start - 8, f"{count} strings for {what}", f"what fits into {max(limit - start, 0)} bytes")
-        unpack_length = struct.Struct("<Q").unpack_from
-        buffer, end = self.buffer, start
-        ends = array("q")
-        append = ends.append
-        try:
-            for _ in range(count):
-                end += 8 + unpack_length(buffer, end)[0]
-                append(end)
-        except (struct.error, OverflowError):
-            end = limit + 1
-        if end > limit:
+        ends = _short_string_ends(self.buffer, start, count) or _string_ends(self.buffer, start, count)
+        if len(ends) < count or (count and ends[-1] > limit):
             good = bisect_right(ends, limit)
-            last = ends[good - 1] if good else start
             raise self.broken(
-                last, f"string {good} of {count} of {what} that ends behind byte {limit}", "a shorter string"
+                ends[good - 1] if good else start,
+                f"string {good} of {count} of {what} that ends behind byte {limit}",
+                "a shorter string",
             )
-        self.position = end
-        if count:
-            np.frombuffer(ends, np.int64)[...] -= start
-        return StringArray(buffer[start:end], ends, start)
+        self.position = ends[-1] if count else start
+        return StringArray(self.buffer[start : self.position], ends, start)
 
     def check_alignment(self, values: Mapping[str, MetadataValue | StringArray]) -> int:
         alignment = values.get("general.alignment", DEFAULT_ALIGNMENT)
@@ -274,3 +262,38 @@ class _Parser(Cursor):
                 f"expected {supported}; choose another quantisation of this model"
             )
         raise self.broken(start, f"type {number} for {what}", supported)
+
+
+def _short_string_ends(buffer: mmap.mmap, start: int, count: int) -> array[int] | None:
+    """Offsets behind each of `count` strings if all are shorter than 256 bytes, as those of vocabularies are, or None.
+
+    Takes the lowest byte of each length for the whole and checks the others together afterwards: this walks a
+    vocabulary in a third of the time that decoding every length takes.
+    """
+    ends = array("q")
+    append, end = ends.append, start
+    try:
+        for _ in range(count):
+            end += 8 + buffer[end]
+            append(end)
+    except IndexError:
+        return None
+    if end > len(buffer):
+        return None
+    region = buffer[start:end]
+    every_u64 = np.ndarray(max(end - start - 7, 0), "<u8", buffer=region, strides=(1,))
+    lengths_at = np.frombuffer(array("q", [start]) + ends[:-1], np.int64)[:count] - start
+    if count and every_u64[lengths_at].max() > 255:
+        return None
+    return ends
+
+
+def _string_ends(buffer: mmap.mmap, start: int, count: int) -> array[int]:
+    """Offsets behind each of `count` strings, up to and including the first that lies behind the buffer."""
+    ends = array("q")
+    unpack_length, end = struct.Struct("<Q").unpack_from, start
+    with suppress(struct.error, OverflowError):  # the length, or the end, lies outside
+        for _ in range(count):
+            end += 8 + unpack_length(buffer, end)[0]
+            ends.append(end)
+    return ends

@@ -30,8 +30,8 @@ REQUIRED: Final = _Required()
 class StringArray:
     """An array of strings whose bounds are checked and whose text is not decoded yet.
 
-    data holds u64 length + bytes for each string; ends[i] is the offset in data behind string i.
-    offset_bytes is where data begins in the file, for messages.
+    data holds u64 length + bytes for each string and begins at offset_bytes of the file; ends[i] is the offset in the
+    file behind string i.
     """
 
     data: bytes
@@ -40,16 +40,17 @@ class StringArray:
 
     def decode(self, source: str, key: str) -> list[str]:
         """Return the strings; raises ModelFileError where one is not UTF-8."""
-        data, start = self.data, 8
+        data, offset, start = self.data, self.offset_bytes, 8
         strings: list[str] = []
         append = strings.append
         try:
             for end in self.ends:
+                end -= offset
                 append(str(data[start:end], "utf-8"))
                 start = end + 8
         except UnicodeDecodeError as error:
             raise ModelFileError(
-                f"{source}: byte {self.offset_bytes + start + error.start}: element {len(strings)} of {key!r} "
+                f"{source}: byte {offset + start + error.start}: element {len(strings)} of {key!r} "
                 f"is not UTF-8 ({error.reason}); the file is damaged or was written by a faulty tool"
             ) from None
         return strings
