@@ -1,0 +1,146 @@
+"""Tokenizers from a Hugging Face folder: tokenizer.json, with what tokenizer_config.json and its neighbours add.
+
+The `tokenizers` library runs them. Its files can describe far more than Phi needs, and can crash or hang it, so only
+the parts that Phi tokenizers are made of pass.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from tokenizers import Tokenizer as Engine
+
+from phlite.errors import ModelFileError
+from phlite.tokenizer.library import LibraryTokenizer, build_engine
+from phlite.tokenizer.pipeline import check_pipeline
+
+__all__ = ["load_huggingface_tokenizer"]
+
+_MAX_FILE_BYTES: Final = 128 << 20
+_MAX_TEMPLATE_BYTES: Final = 1 << 20
+
+
+def load_huggingface_tokenizer(path: Path) -> LibraryTokenizer:
+    """Return the tokenizer of a folder, or of a tokenizer.json in one.
+
+    Beside tokenizer.json it reads, where they exist: tokenizer_config.json (begin and end of text, chat templates,
+    flags of added tokens), generation_config.json (end tokens) and chat_template.jinja.
+
+    raises: ModelFileError for a file that is missing, broken or inconsistent; UnsupportedModelError for a part of the
+            pipeline that no Phi tokenizer has
+    """
+    folder, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
+    data = _read_json(file)
+    config = _read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    merged = _with_flags_of_config(data, config, str(folder / "tokenizer_config.json"))
+    pipeline = check_pipeline(data, source=str(file))
+    text = json.dumps(data) if merged else file.read_text(encoding="utf-8")
+    engine = build_engine(lambda: Engine.from_str(text), source=str(file))
+    engine.no_truncation()
+    engine.no_padding()
+    bos_id = pipeline.bos_id
+    if bos_id is None:
+        bos_id = _named_id(engine, config, "bos_token", folder)
+    eos_id = _named_id(engine, config, "eos_token", folder)
+    return LibraryTokenizer(
+        engine,
+        source=str(file),
+        vocab_size=pipeline.vocab_size,
+        spell=pipeline.spell,
+        bos_id=bos_id,
+        eos_id=eos_id,
+        stop_ids=[*_generation_stop_ids(folder), *([] if eos_id is None else [eos_id])],
+        adds_bos=pipeline.bos_id is not None,
+        strips_leading_space=pipeline.strips_leading_space,
+        chat_templates=_chat_templates(config, folder),
+    )
+
+
+def _read_json(file: Path) -> dict[str, object]:
+    try:
+        if file.stat().st_size > _MAX_FILE_BYTES:
+            raise ModelFileError(f"{file}: got {file.stat().st_size} bytes, expected at most {_MAX_FILE_BYTES}")
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelFileError(f"{file}: no such file; a model folder needs its tokenizer.json") from None
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{file}: not JSON in UTF-8: {error}; download it again") from None
+    if not isinstance(data, dict):
+        raise ModelFileError(f"{file}: got a JSON {type(data).__name__}, expected an object")
+    return data
+
+
+def _with_flags_of_config(data: dict[str, object], config: Mapping[str, object], source: str) -> bool:
+    """Put the added tokens of tokenizer_config.json over those of tokenizer.json, as transformers does.
+
+    returns: whether anything changed
+    """
+    decoder = config.get("added_tokens_decoder", {})
+    own = data.get("added_tokens", [])
+    if not isinstance(decoder, dict) or not isinstance(own, list) or not all(isinstance(t, dict) for t in own):
+        raise ModelFileError(f"{source}: added_tokens_decoder: got {type(decoder).__name__}, expected an object")
+    by_id = {token.get("id"): token for token in own}
+    changed = False
+    for key, token in decoder.items():
+        if not (key.isascii() and key.isdigit()) or not isinstance(token, dict):
+            raise ModelFileError(f"{source}: added_tokens_decoder: got {key[:40]!r}, expected ids and their tokens")
+        entry = {"id": int(key), **token}
+        if by_id.get(int(key)) != entry:
+            by_id[int(key)] = entry
+            changed = True
+    if changed:
+        data["added_tokens"] = sorted(by_id.values(), key=lambda token: int(token["id"]))
+    return changed
+
+
+def _named_id(engine: Engine, config: Mapping[str, object], key: str, folder: Path) -> int | None:
+    token = config.get(key)
+    text = token.get("content") if isinstance(token, dict) else token
+    if text is None:
+        return None
+    token_id = engine.token_to_id(text) if isinstance(text, str) else None
+    if token_id is None:
+        raise ModelFileError(
+            f"{folder / 'tokenizer_config.json'}: {key}: got {str(text)[:60]!r}, expected a token of tokenizer.json"
+        )
+    return token_id
+
+
+def _generation_stop_ids(folder: Path) -> list[int]:
+    file = folder / "generation_config.json"
+    if not file.is_file():
+        return []
+    value = _read_json(file).get("eos_token_id", [])
+    ids: list[int] = []
+    for token_id in value if isinstance(value, list) else [value]:
+        if not isinstance(token_id, int) or token_id < 0:
+            raise ModelFileError(f"{file}: eos_token_id: got {str(value)[:60]}, expected token ids")
+        ids.append(token_id)
+    return ids
+
+
+def _chat_templates(config: Mapping[str, object], folder: Path) -> dict[str, str]:
+    """Return the templates by name; a chat_template.jinja beside the files goes before tokenizer_config.json's."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        if file.stat().st_size > _MAX_TEMPLATE_BYTES:
+            raise ModelFileError(f"{file}: got {file.stat().st_size} bytes, expected at most {_MAX_TEMPLATE_BYTES}")
+        try:
+            return {"default": file.read_text(encoding="utf-8")}
+        except UnicodeDecodeError as error:
+            raise ModelFileError(f"{file}: not UTF-8: {error}") from None
+    value = config.get("chat_template")
+    entries = [{"name": "default", "template": value}] if isinstance(value, str) else value or []
+    templates: dict[str, str] = {}
+    for entry in entries if isinstance(entries, list) else [entries]:
+        name, source = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(name, str) or not isinstance(source, str):
+            raise ModelFileError(
+                f"{folder / 'tokenizer_config.json'}: chat_template: got {str(entry)[:60]!r}, expected a template or a "
+                "list of objects with name and template"
+            )
+        templates[name] = source
+    return templates
