@@ -1,0 +1,122 @@
+// KVCache, AttentionBatch and attention for Python. What can be wrong with a call is checked here, once.
+#include "bindings.h"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <cmath>
+#include <string>
+
+#include "attention/batch.h"
+#include "attention/kv_cache.h"
+#include "attention/step.h"
+
+namespace nb = nanobind;
+
+namespace phlite {
+namespace {
+
+using attention::Batch;
+using attention::KVCache;
+using Floats = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using ConstFloats = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using ConstInts = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using ConstTables = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void require(bool holds, const std::string& message) {
+  if (!holds) throw nb::value_error(message.c_str());
+}
+
+std::string shape(size_t rows, size_t cols) { return "[" + std::to_string(rows) + ", " + std::to_string(cols) + "]"; }
+
+void build_batch(Batch* at, const ConstInts& positions, const ConstInts& seq_starts, const ConstTables& block_tables,
+                 const ConstFloats& cos_sin) {
+  const size_t T = positions.shape(0);
+  require(seq_starts.shape(0) >= 2, "attention batch: seq_starts has " + std::to_string(seq_starts.shape(0)) +
+                                        " entries, expected one more than sequences, at least 2");
+  const size_t B = seq_starts.shape(0) - 1;
+  require(block_tables.shape(0) == B, "attention batch: block_tables has " + std::to_string(block_tables.shape(0)) +
+                                          " rows, expected one for each of " + std::to_string(B) + " sequences");
+  require(cos_sin.shape(0) == T, "attention batch: cos_sin has " + std::to_string(cos_sin.shape(0)) +
+                                     " rows, expected one for each of " + std::to_string(T) + " tokens");
+  require(T < (size_t{1} << 30) && block_tables.shape(1) < (size_t{1} << 30), "attention batch: too many tokens");
+  require(cos_sin.shape(1) <= attention::kMaxHeadDim, "attention batch: cos_sin has too many columns");
+  new (at) Batch(positions.data(), static_cast<int>(T), seq_starts.data(), static_cast<int>(B), block_tables.data(),
+                 static_cast<int>(block_tables.shape(1)), cos_sin.data(), static_cast<int>(cos_sin.shape(1)));
+}
+
+void run_attention(const Floats& qkv, const Floats& out, KVCache& cache, int layer_idx, const Batch& batch, int n_heads,
+                   float softmax_scale, int sliding_window, bool rope_interleaved, ThreadPool& pool) {
+  const int Hkv = cache.n_kv_heads(), D = cache.head_dim();
+  require(n_heads >= 1 && n_heads < (1 << 20) && n_heads % Hkv == 0,
+          "attention: n_heads is " + std::to_string(n_heads) + ", expected a multiple of the cache's " +
+              std::to_string(Hkv) + " key/value heads");
+  const size_t T = batch.n_tokens(), n_cols = static_cast<size_t>(n_heads + 2 * Hkv) * D;
+  require(qkv.shape(0) == T && qkv.shape(1) == n_cols,
+          "attention: qkv is " + shape(qkv.shape(0), qkv.shape(1)) + ", expected " + shape(T, n_cols));
+  require(out.shape(0) == T && out.shape(1) == static_cast<size_t>(n_heads) * D,
+          "attention: out is " + shape(out.shape(0), out.shape(1)) + ", expected " +
+              shape(T, static_cast<size_t>(n_heads) * D));
+  require(layer_idx >= 0 && layer_idx < cache.n_layers(), "attention: layer_idx is " + std::to_string(layer_idx) +
+                                                              ", the cache has " + std::to_string(cache.n_layers()) +
+                                                              " layers");
+  require(batch.max_block_id() < cache.n_blocks(), "attention: the batch uses block " +
+                                                       std::to_string(batch.max_block_id()) + ", the cache has " +
+                                                       std::to_string(cache.n_blocks()) + " blocks");
+  require(batch.rot() <= D, "attention: cos_sin has " + std::to_string(batch.rot()) +
+                                " columns, expected at most head_dim " + std::to_string(D));
+  require(sliding_window >= 0, "attention: sliding_window is " + std::to_string(sliding_window) +
+                                   ", expected 0 for none or a number of keys");
+  require(std::isfinite(softmax_scale), "attention: softmax_scale is not finite");
+  nb::gil_scoped_release released;
+  attention::attend_step({qkv.data(), out.data(), n_heads, softmax_scale, sliding_window, rope_interleaved}, cache,
+                         layer_idx, batch, pool);
+}
+
+nb::tuple read_cache(const KVCache& cache, int layer_idx, const ConstInts& block_table, int n_positions) {
+  require(layer_idx >= 0 && layer_idx < cache.n_layers(),
+          "KV cache: layer " + std::to_string(layer_idx) + " does not exist");
+  require(n_positions >= 0 &&
+              static_cast<size_t>(n_positions) <= block_table.shape(0) * static_cast<size_t>(attention::kBlock),
+          "KV cache: the block table is too short for " + std::to_string(n_positions) + " positions");
+  for (int i = 0; i < (n_positions + attention::kBlock - 1) / attention::kBlock; ++i)
+    require(block_table.data()[i] >= 0 && block_table.data()[i] < cache.n_blocks(),
+            "KV cache: block " + std::to_string(block_table.data()[i]) + " does not exist");
+  const size_t n = static_cast<size_t>(n_positions), H = cache.n_kv_heads(), D = cache.head_dim();
+  float* k = new float[n * H * D + 1];
+  nb::capsule k_owner(k, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  float* v = new float[n * H * D + 1];
+  nb::capsule v_owner(v, [](void* p) noexcept { delete[] static_cast<float*>(p); });
+  cache.read(layer_idx, block_table.data(), n_positions, k, v);
+  return nb::make_tuple(nb::ndarray<nb::numpy, float>(k, {n, H, D}, k_owner),
+                        nb::ndarray<nb::numpy, float>(v, {n, H, D}, v_owner));
+}
+
+}  // namespace
+
+void bind_attention(nb::module_& m) {
+  nb::class_<KVCache>(m, "KVCache", "Keys and values of all layers in blocks of 64 positions.")
+      .def(nb::init<int, int, int, int, const std::string&>(), nb::arg("n_layers"), nb::arg("n_blocks"),
+           nb::arg("n_kv_heads"), nb::arg("head_dim"), nb::arg("dtype"))
+      .def_prop_ro("n_layers", &KVCache::n_layers)
+      .def_prop_ro("n_blocks", &KVCache::n_blocks)
+      .def_prop_ro("n_kv_heads", &KVCache::n_kv_heads)
+      .def_prop_ro("head_dim", &KVCache::head_dim)
+      .def_prop_ro("dtype", [](const KVCache& c) { return std::string(c.dtype()); })
+      .def_prop_ro("block_bytes", &KVCache::block_bytes)
+      .def("copy_block", &KVCache::copy_block, nb::arg("src"), nb::arg("dst"))
+      .def("read", &read_cache, nb::arg("layer_idx"), nb::arg("block_table"), nb::arg("n_positions"));
+
+  nb::class_<Batch>(m, "AttentionBatch", "The ragged batch of one step, shared by all layers.")
+      .def("__init__", &build_batch, nb::arg("positions"), nb::arg("seq_starts"), nb::arg("block_tables"),
+           nb::arg("cos_sin"))
+      .def_prop_ro("n_tokens", &Batch::n_tokens)
+      .def_prop_ro("n_seqs", &Batch::n_seqs);
+
+  m.def("attention", &run_attention, nb::arg("qkv").noconvert(), nb::arg("out").noconvert(), nb::arg("cache"),
+        nb::arg("layer_idx"), nb::arg("batch"), nb::arg("n_heads"), nb::arg("softmax_scale"), nb::arg("sliding_window"),
+        nb::arg("rope_interleaved"), nb::arg("pool"),
+        "Rotate q and k, write k and v to the cache, attend. qkv is overwritten. See phlite.ops.attention.");
+}
+
+}  // namespace phlite

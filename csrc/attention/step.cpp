@@ -1,0 +1,265 @@
+// How the work of one layer is cut into tasks. A task is up to 64 rows (query x head of one key/value head) of one
+// sequence over all of its visible positions; threads take tasks as they become free. When there are fewer tasks than
+// would keep the threads busy, each segment of 512 positions is a task of its own and the partial results are merged
+// afterwards, in the same order: how the work is cut never changes a bit.
+#include "attention/step.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace phlite::attention {
+namespace {
+
+constexpr int kTasksPerThread = 4;                      // fewer than this, and segments become tasks
+constexpr size_t kMostPartialFloats = size_t{1} << 24;  // 64 MiB of partial results, beyond it segments stay together
+
+struct Task {
+  int seq, kv_head, first_row, n_rows;  // rows of the sequence: token * G + head in group
+};
+
+// Everything about one call that tasks share.
+class Step {
+ public:
+  Step(const StepArgs& args, KVCache& cache, int layer, const Batch& batch, ThreadPool& pool)
+      : args_(args),
+        cache_(cache),
+        batch_(batch),
+        pool_(pool),
+        kernels_(kernels(active_isa())),
+        layer_(layer),
+        D_(cache.head_dim()),
+        Hkv_(cache.n_kv_heads()),
+        G_(args.n_heads / cache.n_kv_heads()),
+        row_stride_(static_cast<size_t>(args.n_heads + 2 * Hkv_) * D_),
+        partial_floats_(static_cast<size_t>(kTileRows) * (o_stride(D_) + 2)) {
+    plan();
+  }
+
+  void run() {
+    pool_.run([this](int thread, int n_threads) {
+      rotate_and_write(thread, n_threads);
+      pool_.barrier();
+      if (split_) {
+        attend_split(thread);
+        pool_.barrier();
+        merge_split(thread, n_threads);
+      } else {
+        attend_whole(thread);
+      }
+    });
+  }
+
+ private:
+  int n_tiles(int seq) const { return (batch_.n_new(seq) * G_ + kTileRows - 1) / kTileRows; }
+
+  // First and last segment that the rows of a task see.
+  int32_t first_position(const Task& t) const {
+    const int32_t p = batch_.first_position(t.seq) + t.first_row / G_;
+    return args_.sliding_window > 0 ? std::max(0, p - args_.sliding_window + 1) : 0;
+  }
+  int32_t last_position(const Task& t) const {
+    return batch_.first_position(t.seq) + (t.first_row + t.n_rows - 1) / G_;
+  }
+  int first_segment(const Task& t) const { return first_position(t) / kSegment; }
+  int n_segments(const Task& t) const { return last_position(t) / kSegment - first_segment(t) + 1; }
+
+  // Long tiles of a sequence first, so that the last tasks of a step are short ones; a head's tiles follow each other,
+  // so that its keys and values are still in the cache.
+  Task task(int64_t idx) const {
+    const int seq =
+        static_cast<int>(std::upper_bound(task_starts_, task_starts_ + batch_.n_seqs() + 1, idx) - task_starts_) - 1;
+    const int64_t local = idx - task_starts_[seq];
+    const int tiles = n_tiles(seq), tile = tiles - 1 - static_cast<int>(local % tiles);
+    const int first_row = tile * kTileRows;
+    return {seq, static_cast<int>(local / tiles), first_row, std::min(kTileRows, batch_.n_new(seq) * G_ - first_row)};
+  }
+
+  // Counts the tasks and lays out the scratch memory: task_starts | segment_starts | threads | partial results.
+  void plan() {
+    const int n_seqs = batch_.n_seqs();
+    const auto round64 = [](size_t n) { return (n + 63) / 64 * 64; };
+    int64_t n_tasks = 0;
+    for (int b = 0; b < n_seqs; ++b) n_tasks += static_cast<int64_t>(n_tiles(b)) * Hkv_;
+    n_tasks_ = n_tasks;
+    const bool few = n_tasks < static_cast<int64_t>(kTasksPerThread) * pool_.size() && batch_.longest() > kSegment;
+
+    const size_t starts_bytes = round64((n_seqs + 1 + (few ? n_tasks + 1 : 0)) * sizeof(int64_t));
+    thread_floats_ = round64(kernel_scratch_floats(D_) + 2 * partial_floats_);
+    const size_t fixed_bytes = starts_bytes + pool_.size() * thread_floats_ * sizeof(float);
+    cache_.scratch.reserve(fixed_bytes);
+    lay_out(starts_bytes);
+    if (!few) return;
+    const int64_t n_partials = segment_starts_[n_tasks];
+    if (n_partials == n_tasks || n_partials * partial_floats_ > kMostPartialFloats) return;
+    split_ = true;
+    cache_.scratch.reserve(fixed_bytes + n_partials * partial_floats_ * sizeof(float));
+    lay_out(starts_bytes);
+  }
+
+  void lay_out(size_t starts_bytes) {
+    uint8_t* at = cache_.scratch.data();
+    task_starts_ = reinterpret_cast<int64_t*>(at);
+    task_starts_[0] = 0;
+    for (int b = 0; b < batch_.n_seqs(); ++b)
+      task_starts_[b + 1] = task_starts_[b] + static_cast<int64_t>(n_tiles(b)) * Hkv_;
+    segment_starts_ = task_starts_ + batch_.n_seqs() + 1;
+    if (reinterpret_cast<uint8_t*>(segment_starts_ + n_tasks_ + 1) <= at + starts_bytes) {
+      segment_starts_[0] = 0;
+      for (int64_t i = 0; i < n_tasks_; ++i) segment_starts_[i + 1] = segment_starts_[i] + n_segments(task(i));
+    }
+    thread_scratch_ = reinterpret_cast<float*>(at + starts_bytes);
+    partials_ = thread_scratch_ + pool_.size() * thread_floats_;
+  }
+
+  Partial partial_at(float* at) const { return {at, at + kTileRows, at + 2 * kTileRows}; }
+  Partial stored_partial(int64_t idx) const { return partial_at(partials_ + idx * partial_floats_); }
+
+  // The head of a token in qkv: 0 .. Hq - 1 queries, then keys, then values.
+  float* head(int token, int idx) const { return args_.qkv + token * row_stride_ + static_cast<size_t>(idx) * D_; }
+
+  void rotate_and_write(int thread, int n_threads) const {
+    const int T = batch_.n_tokens(), rot = batch_.rot();
+    // 2^x is cheaper than e^x: the queries carry log2(e).
+    const float q_scale = static_cast<float>(args_.softmax_scale * 1.4426950408889634);
+    const int64_t n = static_cast<int64_t>(T) * Hkv_;
+    int64_t unit = n * thread / n_threads;
+    const int64_t end = n * (thread + 1) / n_threads;
+    int seq = 0;
+    for (; unit < end; ++unit) {
+      const int kv_head = static_cast<int>(unit / T), token = static_cast<int>(unit % T);
+      if (batch_.start(seq) > token) seq = 0;
+      while (batch_.start(seq + 1) <= token) ++seq;
+      const float* cos_sin = batch_.cos_sin(token);
+      float* k = head(token, args_.n_heads + kv_head);
+      kernels_.rope(k, cos_sin, D_, rot, args_.rope_interleaved, 1.0f);
+      for (int g = 0; g < G_; ++g)
+        kernels_.rope(head(token, kv_head * G_ + g), cos_sin, D_, rot, args_.rope_interleaved, q_scale);
+      const int32_t position = batch_.first_position(seq) + token - batch_.start(seq);
+      const size_t block = static_cast<size_t>(batch_.block_table(seq)[position / kBlock]);
+      kernels_.write(cache_.layout(), cache_.head(layer_, kv_head) + block * cache_.block_stride(), position % kBlock,
+                     k, head(token, args_.n_heads + Hkv_ + kv_head));
+    }
+  }
+
+  // Partial results of `n` segments of a task from segment `first` on: into `out` each, or merged into one.
+  void attend(const Task& t, int first, int n, float* scratch, const Partial& out, const Partial* spare) const {
+    const float* q[kTileRows];
+    int32_t lo[kTileRows], hi[kTileRows];
+    const int start = batch_.start(t.seq), first_pos = batch_.first_position(t.seq);
+    for (int r = 0; r < t.n_rows; ++r) {
+      const int token = (t.first_row + r) / G_, g = (t.first_row + r) % G_;
+      q[r] = head(start + token, t.kv_head * G_ + g);
+      hi[r] = first_pos + token + 1;
+      lo[r] = args_.sliding_window > 0 ? std::max(0, hi[r] - args_.sliding_window) : 0;
+    }
+    AttendArgs a;
+    a.layout = &cache_.layout();
+    a.head_base = cache_.head(layer_, t.kv_head);
+    a.block_stride = cache_.block_stride();
+    a.block_table = batch_.block_table(t.seq);
+    a.n_rows = t.n_rows;
+    a.q = q;
+    a.lo = lo;
+    a.hi = hi;
+    a.scratch = scratch;
+    for (int s = first; s < first + n; ++s) {
+      a.first = std::max(s * kSegment, lo[0] / kBlock * kBlock);
+      a.last = std::min((s + 1) * kSegment, hi[t.n_rows - 1]);
+      a.out = s == first ? out : *spare;
+      kernels_.attend(a);
+      if (s > first) kernels_.merge(out, *spare, t.n_rows, o_stride(D_));
+    }
+  }
+
+  void finish(const Task& t, const Partial& total) const {
+    const int start = batch_.start(t.seq), stride = o_stride(D_);
+    for (int r = 0; r < t.n_rows; ++r) {
+      const int token = start + (t.first_row + r) / G_, g = (t.first_row + r) % G_;
+      float* out = args_.out + (static_cast<size_t>(token) * args_.n_heads + t.kv_head * G_ + g) * D_;
+      const float inverse = 1.0f / total.l[r];
+      const float* o = total.o + static_cast<size_t>(r) * stride;
+      for (int d = 0; d < D_; ++d) out[d] = o[d] * inverse;
+    }
+  }
+
+  float* scratch_of(int thread) const { return thread_scratch_ + thread * thread_floats_; }
+
+  void attend_whole(int thread) const {
+    float* scratch = scratch_of(thread);
+    float* after = scratch + kernel_scratch_floats(D_);
+    const Partial total = partial_at(after), spare = partial_at(after + partial_floats_);
+    for (int64_t i; (i = pool_.take_chunk(1)) < n_tasks_;) {
+      const Task t = task(i);
+      attend(t, first_segment(t), n_segments(t), scratch, total, &spare);
+      finish(t, total);
+    }
+  }
+
+  void attend_split(int thread) const {
+    for (int64_t i; (i = pool_.take_chunk(1)) < segment_starts_[n_tasks_];) {
+      const int64_t idx = std::upper_bound(segment_starts_, segment_starts_ + n_tasks_ + 1, i) - segment_starts_ - 1;
+      const Task t = task(idx);
+      const int segment = first_segment(t) + static_cast<int>(i - segment_starts_[idx]);
+      attend(t, segment, 1, scratch_of(thread), stored_partial(i), nullptr);
+    }
+  }
+
+  void merge_split(int thread, int n_threads) const {
+    for (int64_t i = n_tasks_ * thread / n_threads; i < n_tasks_ * (thread + 1) / n_threads; ++i) {
+      const Task t = task(i);
+      const Partial total = stored_partial(segment_starts_[i]);
+      for (int64_t s = segment_starts_[i] + 1; s < segment_starts_[i + 1]; ++s)
+        kernels_.merge(total, stored_partial(s), t.n_rows, o_stride(D_));
+      finish(t, total);
+    }
+  }
+
+  const StepArgs& args_;
+  KVCache& cache_;
+  const Batch& batch_;
+  ThreadPool& pool_;
+  const Kernels& kernels_;
+  const int layer_, D_, Hkv_, G_;
+  const size_t row_stride_, partial_floats_;
+  size_t thread_floats_ = 0;
+  int64_t n_tasks_ = 0;
+  bool split_ = false;
+  int64_t* task_starts_ = nullptr;
+  int64_t* segment_starts_ = nullptr;
+  float* thread_scratch_ = nullptr;
+  float* partials_ = nullptr;
+};
+
+}  // namespace
+
+size_t kernel_scratch_floats(int head_dim) {
+  const size_t Dq = o_stride(head_dim), nq = Dq / kQuant;
+  const size_t n =
+      8 * kBlock + kTileRows * kLanes + kTileRows + 2 * kTileRows * nq + kTileRows * Dq / 4 + 2 * kBlock * Dq;
+  return (n + 15) / 16 * 16;
+}
+
+const Kernels& kernels(Isa isa) {
+#if defined(__x86_64__) || defined(_M_X64)
+  switch (isa) {
+    case Isa::avx512vnni:
+      return kAvx512VnniKernels;
+    case Isa::avxvnni:
+    case Isa::avx2:
+      return kAvx2Kernels;
+    case Isa::scalar:
+      break;
+  }
+#else
+  (void)isa;
+#endif
+  return kScalarKernels;
+}
+
+void attend_step(const StepArgs& args, KVCache& cache, int layer, const Batch& batch, ThreadPool& pool) {
+  std::lock_guard<std::mutex> lock(cache.mutex);
+  Step(args, cache, layer, batch, pool).run();
+}
+
+}  // namespace phlite::attention

@@ -1,0 +1,23 @@
+// One layer's attention for a ragged batch: rotate, write to the cache, attend.
+#pragma once
+#include "attention/batch.h"
+#include "attention/kv_cache.h"
+#include "support/thread_pool.h"
+
+namespace phlite::attention {
+
+struct StepArgs {
+  float* qkv;   // float[T][(Hq + 2 Hkv) * D]: query, key, value heads; overwritten
+  float* out;   // float[T][Hq * D]
+  int n_heads;  // Hq
+  float softmax_scale;
+  int sliding_window;  // key j is visible to query i when i - window < j <= i; 0: when j <= i
+  bool rope_interleaved;
+};
+
+// The keys and values of all tokens are written before any of them is read. The result depends on each token's own
+// sequence only, bit for bit. Uses the scratch of the cache: one call at a time, others wait.
+// The caller has checked that layer, heads and every block id of the batch exist in the cache, and that rot <= D.
+void attend_step(const StepArgs& args, KVCache& cache, int layer, const Batch& batch, ThreadPool& pool);
+
+}  // namespace phlite::attention
