@@ -8,17 +8,27 @@ logits = reference_logits(config, checkpoint.weights, ids)  # float64[T, V]
 
 from tiny_models.checkpoint import Checkpoint, StoredTensor, random_checkpoint, tiny_config
 from tiny_models.gguf_file import permute_for_interleaved_rope, write_gguf
+from tiny_models.members import LONG_FACTOR, LONGROPE, MEMBERS, SHORT_FACTOR
 from tiny_models.random_blocks import BLOCK_FORMATS, random_matrix
-from tiny_models.reference import reference_logits
+from tiny_models.reference import int8_activations, reference_logits
+from tiny_models.run import all_logits, greedy_ids, sequence_batch
 
 __all__ = [
     "BLOCK_FORMATS",
+    "LONGROPE",
+    "LONG_FACTOR",
+    "MEMBERS",
+    "SHORT_FACTOR",
     "Checkpoint",
     "StoredTensor",
+    "all_logits",
+    "greedy_ids",
+    "int8_activations",
     "permute_for_interleaved_rope",
     "random_checkpoint",
     "random_matrix",
     "reference_logits",
+    "sequence_batch",
     "tiny_config",
     "write_gguf",
 ]

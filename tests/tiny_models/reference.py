@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tiny_models.checkpoint import StoredTensor
 
 F64 = NDArray[np.float64]
 
@@ -17,12 +19,12 @@ def reference_logits(
     weights: dict[str, NDArray[np.float32]],
     token_ids: Sequence[int],
     *,
-    round_activations: Callable[[F64], F64] = lambda x: x,
+    round_activations: Callable[[F64, str], F64] = lambda x, name: x,
 ) -> F64:
     """Return float64[T, V], the logits after every token of one sequence.
 
     weights:           fused qkv_proj and gate_up_proj, by Hugging Face name
-    round_activations: applied to the input of every matrix product, to model quantised activations
+    round_activations: applied to the input of every matrix product and its tensor's name, see int8_activations
     """
     w = {name: values.astype(np.float64) for name, values in weights.items()}
     n_tokens, eps = len(token_ids), config["rms_norm_eps"]
@@ -33,7 +35,7 @@ def reference_logits(
     hidden = (distance < 0) | (distance >= (config.get("sliding_window") or n_tokens))
 
     def product(x: F64, name: str) -> F64:
-        return round_activations(x) @ w[f"{name}.weight"].T
+        return round_activations(x, f"{name}.weight") @ w[f"{name}.weight"].T
 
     def norm(x: F64, name: str) -> F64:
         return x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * w[f"{name}.weight"]
@@ -59,6 +61,24 @@ def reference_logits(
         x = x + product(gate / (1 + np.exp(-gate)) * up, f"{layer}.mlp.down_proj")
     output = "model.embed_tokens" if config.get("tie_word_embeddings") else "lm_head"
     return product(norm(x, "model.norm"), output)
+
+
+def int8_activations(tensors: Mapping[str, StoredTensor]) -> Callable[[F64, str], F64]:
+    """Return the rounding that the kernels do to the input of a product with each tensor.
+
+    Formats with superblocks share one scale max|x| / 127 between 256 columns, other block formats between 32; products
+    with F32, F16 and BF16 see x as it is.
+    """
+
+    def rounded(x: F64, name: str) -> F64:
+        kind = tensors[name].type
+        if kind in ("F32", "F16", "BF16"):
+            return x
+        blocks = x.reshape(-1, 256 if kind.endswith("_K") or kind == "IQ4_XS" else 32)
+        scale = np.abs(blocks).max(axis=1, keepdims=True) / 127
+        return (np.rint(blocks / scale) * scale).reshape(x.shape)
+
+    return rounded
 
 
 def _rotation(config: dict[str, Any], n_tokens: int, head_dim: int) -> tuple[F64, F64]:

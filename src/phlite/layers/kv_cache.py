@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from phlite import ops
-
-BLOCK_POSITIONS = 64
-"""Positions in one block of the cache; a sequence of n tokens needs ceil(n / 64) blocks."""
+from phlite.ops.attention import BLOCK_POSITIONS
 
 
 def build_kv_cache(n_layers: int, n_blocks: int, n_kv_heads: int, head_dim: int, dtype: str) -> ops.KVCache:

@@ -23,11 +23,11 @@ class Linear:
     pool: ops.ThreadPool
 
     def __call__(self, x: F32 | Normed, *, residual: F32 | None = None, rows: I32 | None = None) -> F32:
-        """Return float32[T, N], or [R, N] of the given rows of x.
+        """Return float32[R, N].
 
         x:        float32[T, K], or its norm
-        residual: float32[T, N] added to the product
-        rows:     int32[R], rows of x to take; not together with residual
+        residual: float32[R, N] added to the product
+        rows:     int32[R], rows of x to take; None: all, R = T
         """
         if isinstance(x, Normed):
             return ops.linear(
@@ -46,9 +46,6 @@ def build_linear(
     raises: ModelFileError where a tensor is missing or has another shape
     """
     tensors = [weights.matrix(name, n_rows=n_rows, n_cols=n_cols) for name, n_rows in parts.items()]
-    packed = ops.pack_matrix(
-        [(tensor.data, tensor.type, tensor.shape[0]) for tensor in tensors], n_cols, swiglu=swiglu, pool=pool
-    )
-    for tensor in tensors:
-        weights.release(tensor)
+    stacked = [(tensor.data, tensor.type, tensor.shape[0]) for tensor in tensors]
+    packed = ops.pack_matrix(stacked, n_cols, swiglu=swiglu, pool=pool, release_source=weights.mapped)
     return Linear(packed, pool)

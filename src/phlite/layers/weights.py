@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ class Weights:
     tensors: by their names in the file
     source:  the file's name, for messages
     names:   Hugging Face name -> name in the file, `*` standing for the layer number; None where both are the same
-    release: called with a tensor whose bytes were read and are not needed soon
+    mapped:  the tensors are views of a mapped file, whose pages may leave memory once they are packed
     """
 
     def __init__(
@@ -30,12 +30,12 @@ class Weights:
         *,
         source: str,
         names: Mapping[str, str] | None = None,
-        release: Callable[[Tensor], None] | None = None,
+        mapped: bool = False,
     ) -> None:
         self.source = source
+        self.mapped = mapped
         self._tensors = tensors
         self._names = names
-        self._release = release
         self._used: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -67,11 +67,6 @@ class Weights:
                 f"{self.source}: tensor {tensor.name!r} holds NaN or infinite values; the file is damaged"
             )
         return values
-
-    def release(self, tensor: Tensor) -> None:
-        """Say that the tensor's bytes were read; the system may take their memory back."""
-        if self._release is not None:
-            self._release(tensor)
 
     def check_all_used(self) -> None:
         """Raise UnsupportedModelError if a tensor was not taken: leaving it out would compute another model."""

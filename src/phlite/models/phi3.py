@@ -64,9 +64,7 @@ class Attention:
         """Return x + W_o attention(W_qkv h), float32[T, E]; with rows int32[R], these rows of it."""
         qkv = self.qkv_proj(h)
         a = self.attend(qkv, cache, step)
-        if rows is not None:
-            a, x = a[rows], x[rows]
-        return self.o_proj(a, residual=x)
+        return self.o_proj(a, residual=x if rows is None else x[rows], rows=rows)
 
 
 class MLP:
@@ -144,7 +142,7 @@ class Phi3ForCausalLM:
                 keys or tensors that this architecture does not
         """
         source = file.metadata.source
-        weights = Weights(file.tensors, source=source, names=GGUF_NAMES, release=file.release)
+        weights = Weights(file.tensors, source=source, names=GGUF_NAMES, mapped=True)
         config = Phi3Config.from_gguf(file.metadata, weights)
         model = cls(config, weights, pool)
         weights.check_all_used()
