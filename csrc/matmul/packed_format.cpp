@@ -19,141 +19,189 @@ constexpr PackedFormat kFormats[kPackedFormatCount] = {
     {W::IQ4_XS, "IQ4_XS", A::q8k, 256, 136, 0, 34},
 };
 
-uint32_t load32(const uint8_t* p) {
-  uint32_t v;
-  std::memcpy(&v, p, 4);
-  return v;
-}
+// The same dword of sixteen rows. Plain loops over the lanes: every compiler turns them into vector instructions.
+struct Lanes {
+  uint32_t v[kTileRows];
 
-// One row's place in the planes of a tile: plane i of this row is a dword 64 bytes after that of plane i - 1.
-struct Lane {
-  uint8_t* base;
-  void put(int plane, uint32_t v) const { std::memcpy(base + plane * kPlaneBytes, &v, 4); }
+  Lanes operator&(uint32_t mask) const { return map([=](uint32_t x) { return x & mask; }); }
+  Lanes operator<<(int n) const { return map([=](uint32_t x) { return x << n; }); }
+  Lanes operator>>(int n) const { return map([=](uint32_t x) { return x >> n; }); }
+  Lanes operator|(const Lanes& o) const {
+    Lanes out;
+    for (int r = 0; r < kTileRows; ++r) out.v[r] = v[r] | o.v[r];
+    return out;
+  }
+
+ private:
+  template <class F>
+  Lanes map(F f) const {
+    Lanes out;
+    for (int r = 0; r < kTileRows; ++r) out.v[r] = f(v[r]);
+    return out;
+  }
 };
 
-constexpr uint32_t kLo = 0x0F0F0F0Fu, kHi = 0xF0F0F0F0u;
+constexpr uint32_t kLow4 = 0x0F0F0F0Fu, kHigh4 = 0xF0F0F0F0u, kLow2 = 0x03030303u, kLow1 = 0x01010101u;
 
-// The bits of `bits` (bit i = column i) as a bit plane: bit s of byte b = column 4s + b.
-uint32_t to_bit_plane(uint32_t bits) {
-  uint32_t out = 0;
-  for (int b = 0; b < 4; ++b)
-    for (int s = 0; s < 8; ++s) out |= ((bits >> (4 * s + b)) & 1u) << (8 * b + s);
-  return out;
+void put(uint8_t* body, int plane, const Lanes& lanes) { std::memcpy(body + plane * kPlaneBytes, lanes.v, kPlaneBytes); }
+
+// Low or high halves of sixteen dwords as sixteen uint16 (float16 scales stay as they are in the file).
+void put_halves(uint8_t* dst, const Lanes& lanes, int shift) {
+  uint16_t half[kTileRows];
+  for (int r = 0; r < kTileRows; ++r) half[r] = static_cast<uint16_t>(lanes.v[r] >> shift);
+  std::memcpy(dst, half, sizeof half);
 }
 
-// Nibbles of 64 columns in the file (low: group g, high: group g + 1) to two groups of nibble planes.
-void put_nibble_groups(const uint8_t* qs, Lane lane, int plane_g, int plane_g1) {
+// `n` dwords of each row, from `offset` bytes into its block, as n sets of lanes.
+template <int N>
+struct Block {
+  Lanes dw[N];
+  Block(const uint8_t* const rows[kTileRows], int offset) {
+    for (int r = 0; r < kTileRows; ++r) {
+      uint32_t row[N];
+      std::memcpy(row, rows[r] + offset, sizeof row);
+      for (int i = 0; i < N; ++i) dw[i].v[r] = row[i];
+    }
+  }
+  const Lanes& operator[](int i) const { return dw[i]; }
+};
+
+void put_half_at(uint8_t* dst, const uint8_t* const rows[kTileRows], int offset) {
+  for (int r = 0; r < kTileRows; ++r) std::memcpy(dst + 2 * r, rows[r] + offset, 2);
+}
+
+using Rows = const uint8_t* const[kTileRows];
+
+// Eight dwords whose low nibbles are one group and whose high nibbles the next one, to two groups of nibble planes.
+void put_nibble_groups(const Lanes* qs, uint8_t* body, int plane_even, int plane_odd) {
   for (int s = 0; s < 4; ++s) {
-    const uint32_t a = load32(qs + 4 * s), b = load32(qs + 4 * (s + 4));
-    lane.put(plane_g + s, (a & kLo) | ((b & kLo) << 4));
-    lane.put(plane_g1 + s, ((a & kHi) >> 4) | (b & kHi));
+    put(body, plane_even + s, (qs[s] & kLow4) | ((qs[s + 4] & kLow4) << 4));
+    put(body, plane_odd + s, ((qs[s] & kHigh4) >> 4) | (qs[s + 4] & kHigh4));
   }
 }
 
-// A scale or a pair of halves of a row into a plane-like array of sixteen float16 (2 bytes a row).
-void put_half(uint8_t* array, int row, const uint8_t* half) { std::memcpy(array + 2 * row, half, 2); }
-
-void pack_q4_k(const uint8_t* src, int row, uint8_t* body) {
-  const Lane lane{body + 4 * row};
-  put_half(body, row, src);            // d[16] then dmin[16]: one plane
-  put_half(body + 32, row, src + 2);
-  for (int i = 0; i < 3; ++i) lane.put(1 + i, load32(src + 4 + 4 * i));
-  for (int p = 0; p < 4; ++p) put_nibble_groups(src + 16 + 32 * p, lane, 4 + 8 * p, 4 + 8 * p + 4);
+void pack_q4_k(Rows rows, uint8_t* body) {
+  const Block<36> b(rows, 0);  // d and dmin, scales[3], qs[32]
+  put_halves(body, b[0], 0);
+  put_halves(body + 32, b[0], 16);
+  for (int i = 1; i < 4; ++i) put(body, i, b[i]);
+  for (int p = 0; p < 4; ++p) put_nibble_groups(b.dw + 4 + 8 * p, body, 4 + 8 * p, 8 + 8 * p);
 }
 
-void pack_q5_k(const uint8_t* src, int row, uint8_t* body) {
-  const Lane lane{body + 4 * row};
-  put_half(body, row, src);
-  put_half(body + 32, row, src + 2);
-  for (int i = 0; i < 3; ++i) lane.put(1 + i, load32(src + 4 + 4 * i));
-  for (int p = 0; p < 4; ++p) put_nibble_groups(src + 48 + 32 * p, lane, 4 + 10 * p, 4 + 10 * p + 5);
+void pack_q5_k(Rows rows, uint8_t* body) {
+  const Block<44> b(rows, 0);  // d and dmin, scales[3], qh[8], qs[32]
+  put_halves(body, b[0], 0);
+  put_halves(body + 32, b[0], 16);
+  for (int i = 1; i < 4; ++i) put(body, i, b[i]);
+  for (int p = 0; p < 4; ++p) put_nibble_groups(b.dw + 12 + 8 * p, body, 4 + 10 * p, 9 + 10 * p);
   for (int g = 0; g < 8; ++g) {
-    uint32_t bits = 0;
-    for (int s = 0; s < 8; ++s) bits |= ((load32(src + 16 + 4 * s) >> g) & 0x01010101u) << s;
-    lane.put(4 + 5 * g + 4, bits);
+    Lanes bits = (b[4] >> g) & kLow1;
+    for (int s = 1; s < 8; ++s) bits = bits | (((b[4 + s] >> g) & kLow1) << s);
+    put(body, 4 + 5 * g + 4, bits);
   }
 }
 
-void pack_q6_k(const uint8_t* src, int row, uint8_t* body) {
-  const Lane lane{body + 4 * row};
-  const uint8_t *ql = src, *qh = src + 128;
-  for (int i = 0; i < 4; ++i) lane.put(i, load32(src + 192 + 4 * i));
+void pack_q6_k(Rows rows, uint8_t* header, uint8_t* body) {
+  const Block<52> b(rows, 0);  // ql[32], qh[16], scales[4]; then d
+  put_half_at(header, rows, 208);
+  for (int i = 0; i < 4; ++i) put(body, i, b[48 + i]);
   for (int g = 0; g < 16; ++g) {
     const int half = g / 8, quarter = g % 8 / 2, upper = g % 2;  // columns 128 half + 32 quarter + 16 upper ...
-    uint32_t lo[4], hi[4];
-    for (int s = 0; s < 4; ++s) {
-      const uint32_t l = load32(ql + 64 * half + 32 * (quarter & 1) + 16 * upper + 4 * s);
-      lo[s] = quarter < 2 ? l & kLo : (l >> 4) & kLo;
-      hi[s] = (load32(qh + 32 * half + 16 * upper + 4 * s) >> (2 * quarter)) & 0x03030303u;
-    }
-    const int plane = 4 + 3 * g;
-    lane.put(plane, lo[0] | (lo[2] << 4));
-    lane.put(plane + 1, lo[1] | (lo[3] << 4));
-    lane.put(plane + 2, hi[0] | (hi[1] << 2) | (hi[2] << 4) | (hi[3] << 6));
+    const Lanes* ql = b.dw + 16 * half + 8 * (quarter & 1) + 4 * upper;
+    const Lanes* qh = b.dw + 32 + 8 * half + 4 * upper;
+    const int shift = quarter < 2 ? 0 : 4, high = 2 * quarter, plane = 4 + 3 * g;
+    put(body, plane, ((ql[0] >> shift) & kLow4) | (((ql[2] >> shift) & kLow4) << 4));
+    put(body, plane + 1, ((ql[1] >> shift) & kLow4) | (((ql[3] >> shift) & kLow4) << 4));
+    put(body, plane + 2, ((qh[0] >> high) & kLow2) | (((qh[1] >> high) & kLow2) << 2) |
+                             (((qh[2] >> high) & kLow2) << 4) | (((qh[3] >> high) & kLow2) << 6));
   }
 }
 
-// Two-bit codes of Q2_K and Q3_K: 16 groups of 16 columns, one plane a group.
-uint32_t two_bit_plane(const uint8_t* qs, int g) {
-  const int half = g / 8, shift = g % 8 / 2 * 2, upper = g % 2;
-  uint32_t out = 0;
-  for (int s = 0; s < 4; ++s)
-    out |= ((load32(qs + 32 * half + 16 * upper + 4 * s) >> shift) & 0x03030303u) << (2 * s);
-  return out;
+// Two-bit codes of group g of Q2_K and Q3_K, whose sixteen dwords begin at qs.
+Lanes two_bit_plane(const Lanes* qs, int g) {
+  const Lanes* q = qs + 8 * (g / 8) + 4 * (g % 2);
+  const int shift = g % 8 / 2 * 2;
+  return ((q[0] >> shift) & kLow2) | (((q[1] >> shift) & kLow2) << 2) | (((q[2] >> shift) & kLow2) << 4) |
+         (((q[3] >> shift) & kLow2) << 6);
 }
 
-void pack_q2_k(const uint8_t* src, int row, uint8_t* body) {
-  const Lane lane{body + 4 * row};
-  put_half(body, row, src + 80);
-  put_half(body + 32, row, src + 82);
-  for (int i = 0; i < 4; ++i) lane.put(1 + i, load32(src + 4 * i));
-  for (int g = 0; g < 16; ++g) lane.put(5 + g, two_bit_plane(src + 16, g));
+void pack_q2_k(Rows rows, uint8_t* body) {
+  const Block<21> b(rows, 0);  // scales[4], qs[16], d and dmin
+  put_halves(body, b[20], 0);
+  put_halves(body + 32, b[20], 16);
+  for (int i = 0; i < 4; ++i) put(body, 1 + i, b[i]);
+  for (int g = 0; g < 16; ++g) put(body, 5 + g, two_bit_plane(b.dw + 4, g));
 }
 
-void pack_q3_k(const uint8_t* src, int row, uint8_t* body) {
-  const Lane lane{body + 4 * row};
-  for (int i = 0; i < 3; ++i) lane.put(i, load32(src + 96 + 4 * i));
+void pack_q3_k(Rows rows, uint8_t* header, uint8_t* body) {
+  const Block<27> b(rows, 0);  // hmask[8], qs[16], scales[3]; then d
+  put_half_at(header, rows, 108);
+  for (int i = 0; i < 3; ++i) put(body, i, b[24 + i]);
   for (int pair = 0; pair < 8; ++pair) {
-    uint32_t high = 0;
-    for (int odd = 0; odd < 2; ++odd) {
-      const int g = 2 * pair + odd, bit = g / 2;  // columns of group g: hmask[16 (g % 2) ..], bit 4 (g / 8) + g % 8 / 2
-      lane.put(3 + 3 * pair + odd, two_bit_plane(src + 32, g));
-      for (int s = 0; s < 4; ++s)
-        high |= ((load32(src + 16 * odd + 4 * s) >> bit) & 0x01010101u) << (s + 4 * odd);
-    }
-    lane.put(3 + 3 * pair + 2, high);
+    put(body, 3 + 3 * pair, two_bit_plane(b.dw + 8, 2 * pair));
+    put(body, 4 + 3 * pair, two_bit_plane(b.dw + 8, 2 * pair + 1));
+    Lanes high = (b[0] >> pair) & kLow1;  // bit `pair` of hmask: columns 32 pair ..
+    for (int s = 1; s < 8; ++s) high = high | (((b[s] >> pair) & kLow1) << s);
+    put(body, 5 + 3 * pair, high);
   }
 }
 
-void pack_iq4_xs(const uint8_t* src, int row, uint8_t* body) {
-  const Lane lane{body + 4 * row};
-  put_half(body, row, src);            // d[16] then scales_h[16]
-  put_half(body + 32, row, src + 2);
-  lane.put(1, load32(src + 4));
-  for (int i = 0; i < 32; ++i) lane.put(2 + i, load32(src + 8 + 4 * i));  // the file pairs columns j and j + 16 already
+void pack_iq4_xs(Rows rows, uint8_t* body) {
+  const Block<34> b(rows, 0);  // d and scales_h, scales_l, qs[32]: the file pairs columns j and j + 16 already
+  put_halves(body, b[0], 0);
+  put_halves(body + 32, b[0], 16);
+  for (int i = 1; i < 34; ++i) put(body, i, b[i]);
 }
 
-void pack_superblock(WeightType type, const uint8_t* src, int row, uint8_t* header, uint8_t* body) {
+void pack_superblock(WeightType type, Rows rows, uint8_t* header, uint8_t* body) {
   switch (type) {
-    case W::Q2_K: return pack_q2_k(src, row, body);
-    case W::Q3_K: put_half(header, row, src + 108); return pack_q3_k(src, row, body);
-    case W::Q4_K: return pack_q4_k(src, row, body);
-    case W::Q5_K: return pack_q5_k(src, row, body);
-    case W::Q6_K: put_half(header, row, src + 208); return pack_q6_k(src, row, body);
-    case W::IQ4_XS: return pack_iq4_xs(src, row, body);
+    case W::Q2_K: return pack_q2_k(rows, body);
+    case W::Q3_K: return pack_q3_k(rows, header, body);
+    case W::Q4_K: return pack_q4_k(rows, body);
+    case W::Q5_K: return pack_q5_k(rows, body);
+    case W::Q6_K: return pack_q6_k(rows, header, body);
+    case W::IQ4_XS: return pack_iq4_xs(rows, body);
     default: return;
   }
 }
 
-void pack_block32(WeightType type, const uint8_t* src, int row, uint8_t* header, uint8_t* body) {
-  const Lane lane{body + 4 * row};
-  put_half(header, row, src);
+// The 32 fifth bits of a block (bit i = column i) as a bit plane: bit s of byte b = column 4s + b.
+Lanes to_bit_plane(const Lanes& bits) {
+  Lanes out = bits & 0;
+  for (int b = 0; b < 4; ++b)
+    for (int s = 0; s < 8; ++s) out = out | (((bits >> (4 * s + b)) & 1u) << (8 * b + s));
+  return out;
+}
+
+void pack_block32(WeightType type, Rows rows, uint8_t* header, uint8_t* body) {
   const bool has_min = type == W::Q4_1 || type == W::Q5_1, has_fifth = type == W::Q5_0 || type == W::Q5_1;
-  const uint8_t* qs = src + 2;
-  if (has_min) put_half(header + 32, row, qs), qs += 2;
-  if (has_fifth) lane.put(4, to_bit_plane(load32(qs))), qs += 4;
-  const int n_planes = type == W::Q8_0 ? 8 : 4;
-  for (int s = 0; s < n_planes; ++s) lane.put(s, load32(qs + 4 * s));
+  int offset = 2;
+  put_half_at(header, rows, 0);
+  if (has_min) put_half_at(header + 32, rows, offset), offset += 2;
+  if (has_fifth) put(body, 4, to_bit_plane(Block<1>(rows, offset)[0])), offset += 4;
+  const Block<4> q(rows, offset);
+  for (int s = 0; s < 4; ++s) put(body, s, q[s]);
+  if (type == W::Q8_0) {
+    const Block<4> upper(rows, offset + 16);
+    for (int s = 0; s < 4; ++s) put(body, 4 + s, upper[s]);
+  }
+}
+
+// Floats, column by column. A stretch of columns at a time, so that sixteen source lines stay in the cache.
+template <class T>
+void pack_floats(Rows rows, int64_t n_cols, uint8_t* dst) {
+  constexpr int64_t kStretch = 32;
+  for (int64_t first = 0; first < n_cols; first += kStretch) {
+    const int64_t n = n_cols - first < kStretch ? n_cols - first : kStretch;
+    T block[kStretch][kTileRows] = {};
+    for (int r = 0; r < kTileRows; ++r) {
+      if (!rows[r]) continue;
+      T row[kStretch];
+      std::memcpy(row, rows[r] + first * static_cast<int64_t>(sizeof(T)), static_cast<size_t>(n) * sizeof(T));
+      for (int64_t k = 0; k < n; ++k) block[k][r] = row[k];
+    }
+    std::memcpy(dst + first * kTileRows * static_cast<int64_t>(sizeof(T)), block, static_cast<size_t>(n) * sizeof block[0]);
+  }
 }
 
 }  // namespace
@@ -181,28 +229,19 @@ int64_t tile_bytes(const PackedFormat& f, int64_t n_cols) {
 
 void pack_tile(const PackedFormat& f, const uint8_t* const rows[kTileRows], int64_t n_cols, uint8_t* dst) noexcept {
   if (f.activations == A::f32) {
-    const int size = f.block_bytes;
-    for (int64_t k0 = 0; k0 < n_cols; k0 += 64) {  // a stretch of columns at a time keeps sixteen source lines in cache
-      const int64_t k1 = k0 + 64 < n_cols ? k0 + 64 : n_cols;
-      for (int r = 0; r < kTileRows; ++r)
-        for (int64_t k = k0; k < k1; ++k) {
-          uint8_t* to = dst + (k * kTileRows + r) * size;
-          if (rows[r]) std::memcpy(to, rows[r] + k * size, size);
-          else std::memset(to, 0, size);
-        }
-    }
+    if (f.block_bytes == 4) pack_floats<uint32_t>(rows, n_cols, dst);
+    else pack_floats<uint16_t>(rows, n_cols, dst);
     return;
   }
   const int64_t n_blocks = n_cols / f.block_cols;
   uint8_t* body = dst + tile_header_bytes(f, n_cols);
   static const uint8_t zeros[256] = {};
   for (int64_t b = 0; b < n_blocks; ++b) {
+    const uint8_t* block[kTileRows];
+    for (int r = 0; r < kTileRows; ++r) block[r] = rows[r] ? rows[r] + b * f.block_bytes : zeros;
     uint8_t* header = dst + b * f.header_bytes;
-    for (int r = 0; r < kTileRows; ++r) {
-      const uint8_t* src = rows[r] ? rows[r] + b * f.block_bytes : zeros;
-      if (f.block_cols == kSuperblock) pack_superblock(f.type, src, r, header, body);
-      else pack_block32(f.type, src, r, header, body);
-    }
+    if (f.block_cols == kSuperblock) pack_superblock(f.type, block, header, body);
+    else pack_block32(f.type, block, header, body);
     body += f.body_planes * kPlaneBytes;
   }
 }
