@@ -1,0 +1,186 @@
+"""`phlite run NAME [PROMPT]`: one answer on stdout, or a chat when no prompt is given on a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from phlite.cli.parser import Parser, integer, number, or_none
+from phlite.cli.prompt import join_prompt
+
+if TYPE_CHECKING:
+    from phlite.completion import CompletionStream
+    from phlite.engine.params import SamplingParams
+    from phlite.llm import LLM
+
+EPILOG = """\
+examples:
+  phlite run haiku "Write a haiku about ice hockey"
+  phlite run phi3                                       chat; /help lists its commands
+  phlite run phi3 "Summarise this:" - < notes.txt       - is standard input
+  phlite run phi3.5 --temperature 0 -n 0 "What is RoPE?"
+
+The sampling defaults are those of the tutorial that phlite starts from: temperature 1.0, at most 100 tokens,
+repeat penalty 1.2 over the last 64 tokens, a random seed. A chat has no limit on the tokens of an answer."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The command line of `phlite run`, as checked values."""
+
+    name: str
+    prompt: list[str]
+    sampling: SamplingParams
+    system: str | None
+    raw: bool
+    stats: bool
+    verbose_seed: bool
+    n_ctx: int | None
+    threads: int | None
+    kv_type: str
+    offline: bool
+
+
+def add_arguments(parser: Parser) -> None:
+    """The arguments of `phlite run`."""
+    add = parser.add_argument
+    add("name", help="which model: a name such as phi3, owner/repo, or a path")
+    add("prompt", nargs="*", help="the prompt; - reads it from standard input; without one, chat")
+    text = parser.add_argument_group("prompt")
+    text.add_argument("--system", metavar="TEXT", help="instructions that precede the conversation")
+    text.add_argument("--raw", action="store_true", help="continue the prompt as it is, without a chat template")
+    sampling = parser.add_argument_group("sampling").add_argument
+    sampling("--temperature", type=number, default=1.0, metavar="T", help="0 always takes the most likely token (1.0)")
+    sampling(
+        "--top-p", type=or_none(number), metavar="P", help="keep the likeliest tokens that reach P together (none)"
+    )
+    sampling("--top-k", type=or_none(integer(0)), metavar="K", help="keep the K likeliest tokens (none)")
+    sampling("--min-p", type=or_none(number), metavar="P", help="drop tokens below P times the likeliest one (none)")
+    sampling("--repeat-penalty", type=number, default=1.2, metavar="X", help="weaken recent tokens; 1 is off (1.2)")
+    sampling("--repeat-last-n", type=integer(-1), default=64, metavar="N", help="how many are recent; -1 is all (64)")
+    sampling("--seed", type=integer(0), metavar="N", help="makes the answer repeatable (random)")
+    limit = parser.add_argument_group("when to stop").add_argument
+    limit("-n", "--sample-len", "--max-tokens", type=integer(0), metavar="N", help="most tokens; 0 is no limit (100)")
+    limit("--stop", action="append", default=[], metavar="TEXT", help="stop before this text; may be repeated")
+    machine = parser.add_argument_group("machine").add_argument
+    machine("--device", choices=["cpu"], default="cpu", help="where to compute")
+    machine("-t", "--threads", type=integer(1), metavar="N", help="threads (one per physical core)")
+    machine(
+        "--ctx", type=integer(2), metavar="N", help="longest conversation in tokens (what the model and memory allow)"
+    )
+    machine("--kv-type", choices=["f16", "q8_0", "f32"], default="f16", help="precision of the attention cache (f16)")
+    machine("--offline", action="store_true", help="never use the network")
+    report = parser.add_argument_group("report, on stderr").add_argument
+    report("--stats", action="store_true", help="print speeds, load time, memory and seed")
+    report("--verbose-seed", action="store_true", help="print the seed that gives the same answer again")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Answer once, or chat."""
+    prompt = options.prompt
+    is_chat = not prompt and sys.stdin.isatty()
+    if not prompt and not is_chat:
+        prompt = ["-"]
+    text = None if is_chat else join_prompt(prompt)
+    checked = _check(options, limit=None if is_chat else 100)
+    llm = _load(checked)
+    if text is None:
+        from phlite.cli.chat import chat
+
+        return chat(llm, checked)
+    return _answer(llm, text, checked)
+
+
+def _check(options: argparse.Namespace, limit: int | None) -> RunOptions:
+    from phlite.engine.params import SamplingParams
+
+    max_tokens = limit if options.sample_len is None else options.sample_len or None
+    sampling = SamplingParams(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repeat_penalty=options.repeat_penalty,
+        repeat_last_n=options.repeat_last_n,
+        seed=options.seed,
+        max_tokens=max_tokens,
+        stop=options.stop,
+    )
+    return RunOptions(
+        name=options.name,
+        prompt=options.prompt,
+        sampling=sampling,
+        system=options.system,
+        raw=options.raw,
+        stats=options.stats,
+        verbose_seed=options.verbose_seed,
+        n_ctx=options.ctx,
+        threads=options.threads,
+        kv_type=options.kv_type,
+        offline=options.offline,
+    )
+
+
+def _load(options: RunOptions) -> LLM:
+    from phlite.llm import LLM
+
+    return LLM.load(
+        options.name,
+        n_ctx=options.n_ctx,
+        threads=options.threads,
+        kv_type=options.kv_type,
+        offline=options.offline,
+        progress=True,
+    )
+
+
+def _answer(llm: LLM, prompt: str, options: RunOptions) -> int:
+    if options.raw:
+        stream = llm.stream(prompt, params=options.sampling)
+    else:
+        system = [{"role": "system", "content": options.system}] if options.system else []
+        stream = llm.chat_stream([*system, {"role": "user", "content": prompt}], params=options.sampling)
+    with stream:
+        print_pieces(stream)
+    report(stream, options)
+    return 0
+
+
+def print_pieces(stream: Iterable[str]) -> None:
+    """Print text as it comes, and a line end if it has none.
+
+    On a terminal, control characters are left out: a model's text must not move the cursor or change its state.
+    """
+    is_terminal = sys.stdout.isatty()
+    last = ""
+    try:
+        for piece in stream:
+            shown = piece.translate(CONTROL_CHARACTERS) if is_terminal else piece
+            sys.stdout.write(shown)
+            sys.stdout.flush()
+            last = shown or last
+    finally:
+        if not last.endswith("\n"):
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+
+
+def report(stream: CompletionStream, options: RunOptions) -> None:
+    """Say on stderr what was asked for, and that an answer was cut."""
+    from phlite.cli.stats import print_seed, print_stats
+
+    completion = stream.completion
+    if completion is None:
+        return
+    if completion.finish_reason == "length" and sys.stderr.isatty():
+        print(f"(cut after {completion.completion_tokens} tokens; -n 0 lets it finish)", file=sys.stderr)
+    if options.stats:
+        print_stats(completion)
+    elif options.verbose_seed:
+        print_seed(completion)
+
+
+CONTROL_CHARACTERS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
