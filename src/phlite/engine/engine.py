@@ -82,6 +82,7 @@ class Engine:
             if value < 1:
                 raise RequestError(f"{name}: got {value}, expected at least 1")
         n_blocks = n_blocks_for(cache_tokens)
+        self.cache_tokens = n_blocks * BLOCK_SIZE
         self.kv_type = kv_type
         self.eos_ids = frozenset(eos_ids)
         self.cache = model.build_kv_cache(n_blocks, kv_type)

@@ -29,20 +29,22 @@ class SharedEngine:
         self.leader: int | None = None
         self.arrivals: deque[Sequence] = deque()
         self.departures: deque[tuple[Sequence, FinishReason]] = deque()
-        self.listeners: dict[int, tuple[Sequence, Callable[[], None]]] = {}
+        self.listeners: dict[int, tuple[Sequence, Callable[[], object]]] = {}
         self.driver: threading.Thread | None = None
+        self.applying = False
 
     def add(
         self,
         prompt_ids: Iterable[int],
         params: SamplingParams | None = None,
         *,
-        on_progress: Callable[[], None] | None = None,
+        on_progress: Callable[[], object] | None = None,
     ) -> Sequence:
         """Queue a prompt without waiting for a step to end.
 
         on_progress: called from the leading thread after each step until the sequence has ended; with it a driver
-                     thread does the work, without it somebody must call `wait`
+                     thread does the work, without it somebody must call `wait`. It may raise RuntimeError to say that
+                     it is gone
         raises:      as Engine.add
         """
         sequence = self.engine.build(prompt_ids, params)
@@ -65,6 +67,18 @@ class SharedEngine:
             if self.leader in (None, me):
                 self.apply_requests()
         self.retire(me)
+
+    def abandon(self, sequence: Sequence) -> None:
+        """Abort a sequence from a finalizer. The garbage collector may run it anywhere, so it never waits and leaves a
+        step of its own thread alone; then the sequence ends before the next step.
+        """
+        self.departures.append((sequence, "aborted"))
+        if self.condition.acquire(blocking=False):
+            try:
+                if self.leader is None:
+                    self.apply_requests()
+            finally:
+                self.condition.release()
 
     def wait(self, sequence: Sequence, n_seen: int) -> None:
         """Return when the sequence has more than n_seen output ids, or has ended; lead steps until then.
@@ -107,12 +121,19 @@ class SharedEngine:
 
     def apply_requests(self) -> None:
         """Queue what arrived and end what departed. The caller holds the lock and nobody else leads."""
-        while self.arrivals:
-            self.engine.enqueue(self.arrivals[0])
-            self.arrivals.popleft()
-        while self.departures:
-            self.engine.finish(*self.departures[0])
-            self.departures.popleft()
+        if self.applying:
+            return
+        self.applying = True
+        try:
+            while self.arrivals or self.departures:
+                if self.arrivals:
+                    self.engine.enqueue(self.arrivals[0])
+                    self.arrivals.popleft()
+                else:
+                    self.engine.finish(*self.departures[0])
+                    self.departures.popleft()
+        finally:
+            self.applying = False
 
     def retire(self, me: int) -> None:
         """Give up the lead, if this thread has it, and tell everybody what the step brought."""
@@ -123,7 +144,12 @@ class SharedEngine:
             for key, (sequence, on_progress) in list(self.listeners.items()):
                 if sequence.finish_reason is not None:
                     del self.listeners[key]
-                on_progress()
+                try:
+                    on_progress()
+                except RuntimeError:
+                    # The listener's event loop has been closed: nobody can read this sequence any more.
+                    self.listeners.pop(key, None)
+                    self.departures.append((sequence, "aborted"))
             self.condition.notify_all()
 
     def fail_listeners(self, error: Exception) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from phlite.engine import Engine
+from phlite.llm import LLM
 from phlite.models.base import Batch
+from phlite.tokenizer import Tokenizer
 
 VOCAB_SIZE = 61
 BLOCK_SIZE = 64
@@ -110,3 +114,51 @@ def assert_all_freed():
         assert engine.scheduler.blocks.n_free == engine.scheduler.blocks.n_blocks
 
     return check
+
+
+class LetterTokenizer(Tokenizer):
+    """Ids 0..51 are letters, 52 a space, 53..56 the four bytes of one emoji; 57..60 are special."""
+
+    LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ "
+    SPECIAL: ClassVar[dict[str, int]] = {"<|user|>": 57, "<|assistant|>": 58, "<|endoftext|>": 59, "<|end|>": 60}
+
+    def __init__(self) -> None:
+        super().__init__(vocab_size=VOCAB_SIZE, special_tokens=self.SPECIAL, bos_id=None, eos_id=59)
+
+    def token_text(self, token_id: int) -> str:
+        return self._spell(token_id).decode("latin-1")
+
+    def _encode(self, text: str) -> list[int]:
+        ids = []
+        for part in re.split("(" + "|".join(map(re.escape, self.SPECIAL)) + ")", text):
+            if part in self.SPECIAL:
+                ids.append(self.SPECIAL[part])
+            else:
+                ids += [self.LETTERS.find(letter) if letter in self.LETTERS else 52 for letter in part]
+        return ids
+
+    def _spell(self, token_id: int) -> bytes:
+        if token_id <= 52:
+            return self.LETTERS[token_id].encode()
+        if token_id <= 56:
+            return "🏒".encode()[token_id - 53 : token_id - 52]
+        return next(text for text, i in self.SPECIAL.items() if i == token_id).encode()
+
+
+class PlainChat:
+    """Renders turns the way Phi-3's template does."""
+
+    def render(self, messages) -> str:
+        turns = "".join(f"<|{message['role']}|>{message['content']}<|end|>" for message in messages)
+        return turns + "<|assistant|>"
+
+
+@pytest.fixture
+def build_llm(fake_model):
+    """A function (model, options of Engine) -> LLM over the fake model."""
+
+    def build(model=None, eos_ids=(), **options) -> LLM:
+        engine = Engine(model or fake_model(), eos_ids=eos_ids, **options)
+        return LLM(engine, LetterTokenizer(), PlainChat(), name="fake", load_ms=3.0)
+
+    return build

@@ -55,7 +55,7 @@ def test_an_interrupt_before_any_line_of_a_step_loses_and_changes_nothing(fake_m
     expected = [sequence.output_ids for sequence in sequences]
     n_line, n_interrupted = 0, 0
     while True:
-        n_line += 5
+        n_line += 7
         engine, sequences = start(fake_model(short=64), prompt)
         try:
             with InterruptAtLine(n_line):

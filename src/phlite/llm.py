@@ -1,0 +1,365 @@
+"""A model to talk to: text in, text out. Joins hub, model file, tokenizer and engine.
+
+    llm = phlite.load("haiku")
+    print(llm.chat("Write a haiku about ice hockey").text)
+
+Any number of threads and asyncio tasks may use one LLM; their sequences share the engine's forward passes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, TypeGuard, cast, overload
+
+import numpy as np
+
+from phlite.completion import AsyncCompletionStream, Completion, CompletionStream, Transcript
+from phlite.engine import Engine, SamplingParams
+from phlite.engine.shared import SharedEngine
+from phlite.errors import RequestError
+from phlite.memory import available_memory_bytes
+from phlite.models.base import CausalLM
+
+if TYPE_CHECKING:
+    from phlite.tokenizer import ChatTemplate, Tokenizer
+
+__all__ = ["LLM", "Message", "load"]
+
+Message = Mapping[str, str]
+"""One turn of a conversation: {"role": "system" | "user" | "assistant", "content": text}."""
+
+PromptIds = list[int]
+
+SEQUENCES_OF_CACHE = 8
+SHARE_OF_MEMORY = 0.5
+SMALLEST_CONTEXT = 512
+MEMORY_IF_UNKNOWN = 4 << 30
+
+logger = logging.getLogger("phlite")
+
+
+class LLM:
+    """A loaded model with its tokenizer and its engine. Use `LLM.load`, or `phlite.load`, which is the same.
+
+    name:      what was loaded, as the caller spelt it
+    tokenizer: text to ids and back
+    engine:    the token loop under it, for its facts (n_ctx, cache); step it by hand only if nothing else uses the LLM
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        chat_template: ChatTemplate,
+        *,
+        name: str = "model",
+        load_ms: float = 0.0,
+    ) -> None:
+        self.name = name
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.chat_template = chat_template
+        self.load_ms = load_ms
+        self.shared = SharedEngine(engine)
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str,
+        *,
+        n_ctx: int | None = None,
+        threads: int | None = None,
+        kv_type: str = "f16",
+        offline: bool = False,
+        progress: bool = False,
+    ) -> LLM:
+        """Load a model, downloading it first if it is a name that is not in the cache.
+
+        name_or_path: "haiku" (embedded), "phi3", "phi3.5", ..., "owner/repo[:file]" or a path of a .gguf file
+        n_ctx:        longest prompt and answer together, in tokens; default: the model's own limit, or what fits into
+                      half of the free memory
+        threads:      worker threads; default: one per physical core
+        kv_type:      numbers in the cache: "f16", "q8_0" (half the memory) or "f32"
+        offline:      never use the network
+        progress:     show a progress bar of the download on stderr
+        raises:       DownloadError, ModelFileError, UnsupportedModelError, RequestError
+        """
+        from phlite import ops
+        from phlite.gguf import load_gguf
+        from phlite.hub import fetch
+        from phlite.models.registry import build_model
+        from phlite.tokenizer import build_chat_template, build_tokenizer
+
+        local = fetch(name_or_path, offline=True if offline else None, progress=progress)
+        started_s = time.perf_counter()
+        if threads is not None and threads < 1:
+            raise RequestError(f"threads: got {threads}, expected at least 1")
+        pool = ops.ThreadPool(threads or ops.physical_core_count())
+        file = load_gguf(local.gguf)
+        tokenizer = build_tokenizer(file.metadata, source=str(local.gguf))
+        model = build_model(file, pool=pool)
+        engine = build_engine(model, n_ctx=n_ctx, kv_type=kv_type, eos_ids=tokenizer.stop_ids)
+        load_ms = (time.perf_counter() - started_s) * 1e3
+        logger.info(
+            "loaded %s in %.0f ms: n_ctx %d (the model's limit is %d), cache %s for %d tokens, %d threads, %s",
+            name_or_path,
+            load_ms,
+            engine.n_ctx,
+            model.config.max_position_embeddings,
+            kv_type,
+            engine.cache_tokens,
+            pool.n_threads,
+            ops.isa_name(),
+        )
+        return cls(engine, tokenizer, build_chat_template(tokenizer), name=name_or_path, load_ms=load_ms)
+
+    @property
+    def n_ctx(self) -> int:
+        """Longest prompt and answer together, in tokens."""
+        return self.engine.n_ctx
+
+    @overload
+    def generate(
+        self,
+        prompt: str | PromptIds,
+        params: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        stop: str | Iterable[str] | None = None,
+    ) -> Completion: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: list[str] | list[PromptIds],
+        params: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        stop: str | Iterable[str] | None = None,
+    ) -> list[Completion]: ...
+
+    def generate(
+        self,
+        prompt: str | PromptIds | list[str] | list[PromptIds],
+        params: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        stop: str | Iterable[str] | None = None,
+    ) -> Completion | list[Completion]:
+        """Continue a prompt, or a list of prompts side by side. No chat template is applied: see `chat`.
+
+        prompt: text or token ids; a list of texts or of lists of ids gives a list of completions
+        params: default SamplingParams()
+        max_tokens, temperature, seed, stop: replace these fields of params where given
+        raises: ContextLengthError, RequestError; what params.logits_function raises
+        """
+        params = merged(params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+        if is_one_prompt(prompt):
+            return finished(self.start(self.prompt_ids(prompt), params, continues_text=True))
+        streams: list[CompletionStream] = []
+        try:
+            for one in cast("list[str] | list[PromptIds]", prompt):
+                streams.append(self.start(self.prompt_ids(one), params, continues_text=True))
+            return [finished(stream) for stream in streams]
+        finally:
+            for stream in streams:
+                stream.close()
+
+    def stream(
+        self,
+        prompt: str | PromptIds,
+        params: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        stop: str | Iterable[str] | None = None,
+    ) -> CompletionStream:
+        """Continue a prompt piece by piece; arguments as `generate`. `.completion` is there at the end."""
+        params = merged(params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+        return self.start(self.prompt_ids(prompt), params, continues_text=True)
+
+    def chat(
+        self,
+        messages: str | Iterable[Message],
+        params: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        stop: str | Iterable[str] | None = None,
+    ) -> Completion:
+        """Answer a conversation through the model's chat template.
+
+        messages: what the user says, or all turns so far, the last one the user's
+        raises:   as `generate`; RequestError for a message without role or content
+        """
+        return finished(
+            self.chat_stream(messages, params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+        )
+
+    def chat_stream(
+        self,
+        messages: str | Iterable[Message],
+        params: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        stop: str | Iterable[str] | None = None,
+    ) -> CompletionStream:
+        """Answer a conversation piece by piece; arguments as `chat`."""
+        params = merged(params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+        return self.start(self.chat_ids(messages), params, continues_text=False)
+
+    async def agenerate(
+        self,
+        prompt: str | PromptIds,
+        params: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        stop: str | Iterable[str] | None = None,
+    ) -> Completion:
+        """`generate` for asyncio. Requests that wait at the same time run in one batch; cancelling one ends it."""
+        return await afinished(
+            self.astream(prompt, params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+        )
+
+    def astream(
+        self,
+        prompt: str | PromptIds,
+        params: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        stop: str | Iterable[str] | None = None,
+    ) -> AsyncCompletionStream:
+        """`stream` for `async for`; to be called inside a running event loop."""
+        params = merged(params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+        return self.astart(self.prompt_ids(prompt), params, continues_text=True)
+
+    async def achat(
+        self,
+        messages: str | Iterable[Message],
+        params: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        stop: str | Iterable[str] | None = None,
+    ) -> Completion:
+        """`chat` for asyncio."""
+        return await afinished(
+            self.achat_stream(messages, params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+        )
+
+    def achat_stream(
+        self,
+        messages: str | Iterable[Message],
+        params: SamplingParams | None = None,
+        *,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
+        seed: int | None = None,
+        stop: str | Iterable[str] | None = None,
+    ) -> AsyncCompletionStream:
+        """`chat_stream` for `async for`; to be called inside a running event loop."""
+        params = merged(params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+        return self.astart(self.chat_ids(messages), params, continues_text=False)
+
+    def prompt_ids(self, prompt: str | PromptIds) -> list[int]:
+        """Return the ids of a plain prompt. Special tokens spelt in it are plain text."""
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def chat_ids(self, messages: str | Iterable[Message]) -> list[int]:
+        """Return the ids of a conversation and the head of the answer, as the chat template writes them."""
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        return self.tokenizer.encode_prompt(self.chat_template.render(turns))
+
+    def start(self, prompt_ids: list[int], params: SamplingParams, *, continues_text: bool) -> CompletionStream:
+        """Queue a prompt; the stream does the work when it is read. continues_text: a leading space is text."""
+        text_stream = self.tokenizer.stream(stop=params.stop_strings, continues_text=continues_text)
+        sequence = self.shared.add(prompt_ids, params)
+        return CompletionStream(self.shared, Transcript(sequence, text_stream), self.load_ms)
+
+    def astart(self, prompt_ids: list[int], params: SamplingParams, *, continues_text: bool) -> AsyncCompletionStream:
+        """Queue a prompt for the driver thread, which wakes the running event loop after each step."""
+        text_stream = self.tokenizer.stream(stop=params.stop_strings, continues_text=continues_text)
+        loop, event = asyncio.get_running_loop(), asyncio.Event()
+        sequence = self.shared.add(prompt_ids, params, on_progress=lambda: loop.call_soon_threadsafe(event.set))
+        return AsyncCompletionStream(self.shared, Transcript(sequence, text_stream), self.load_ms, event)
+
+
+def load(
+    name_or_path: str,
+    *,
+    n_ctx: int | None = None,
+    threads: int | None = None,
+    kv_type: str = "f16",
+    offline: bool = False,
+    progress: bool = False,
+) -> LLM:
+    """Load a model; the same as `LLM.load`, which describes the arguments."""
+    return LLM.load(name_or_path, n_ctx=n_ctx, threads=threads, kv_type=kv_type, offline=offline, progress=progress)
+
+
+def build_engine(model: CausalLM, *, n_ctx: int | None, kv_type: str, eos_ids: Iterable[int]) -> Engine:
+    """Return an engine whose cache fits the free memory, with room for several sequences of n_ctx tokens if it can."""
+    limit = model.config.max_position_embeddings
+    free_bytes = available_memory_bytes() or MEMORY_IF_UNKNOWN
+    n_fitting = int(free_bytes * SHARE_OF_MEMORY) // model.kv_bytes_per_token(kv_type)
+    if n_ctx is None:
+        n_ctx = min(limit, max(n_fitting // 64 * 64, SMALLEST_CONTEXT))
+    elif n_ctx > n_fitting:
+        logger.warning("the cache for n_ctx %d takes more than half of the free memory (%d bytes)", n_ctx, free_bytes)
+    cache_tokens = max(n_ctx, min(n_ctx * SEQUENCES_OF_CACHE, n_fitting))
+    return Engine(model, n_ctx=n_ctx, kv_type=kv_type, cache_tokens=cache_tokens, eos_ids=eos_ids)
+
+
+def is_one_prompt(prompt: str | PromptIds | list[str] | list[PromptIds]) -> TypeGuard[str | PromptIds]:
+    """Whether this is a text or a list of ids, not a list of prompts. An empty list is an empty prompt."""
+    return isinstance(prompt, str) or all(isinstance(item, (int, np.integer)) for item in prompt)
+
+
+def merged(
+    params: SamplingParams | None,
+    *,
+    max_tokens: int | None,
+    temperature: float | None,
+    seed: int | None,
+    stop: str | Iterable[str] | None,
+) -> SamplingParams:
+    """Return params, or the defaults, with the given fields replaced."""
+    given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": stop}
+    changes = {name: value for name, value in given.items() if value is not None}
+    params = SamplingParams() if params is None else params
+    return dataclasses.replace(params, **changes) if changes else params  # type: ignore[arg-type]
+
+
+def finished(stream: CompletionStream) -> Completion:
+    """Read a stream to its end and return its completion."""
+    for _ in stream:
+        pass
+    assert stream.completion is not None
+    return stream.completion
+
+
+async def afinished(stream: AsyncCompletionStream) -> Completion:
+    """Read a stream to its end and return its completion."""
+    async for _ in stream:
+        pass
+    assert stream.completion is not None
+    return stream.completion

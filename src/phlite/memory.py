@@ -1,0 +1,73 @@
+"""How much memory a new allocation may take, as the operating system tells it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+__all__ = ["available_memory_bytes"]
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_memory_bytes() -> int | None:
+    """Return the bytes that can be used without swapping, container limits included; None where the system is mute."""
+    if sys.platform == "win32":
+        return windows_available_bytes()
+    candidates = [linux_available_bytes(Path("/proc/meminfo")), cgroup_available_bytes(CGROUP), physical_bytes()]
+    known = [n_bytes for n_bytes in candidates if n_bytes is not None]
+    return min(known) if known else None
+
+
+def linux_available_bytes(meminfo: Path) -> int | None:
+    """Return MemAvailable of /proc/meminfo, None where there is no such file or line."""
+    try:
+        lines = meminfo.read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name == "MemAvailable" and value.split()[0].isdigit():
+            return int(value.split()[0]) * 1024
+    return None
+
+
+def cgroup_available_bytes(folder: Path) -> int | None:
+    """Return what a version 2 control group leaves, page cache counted as free; None where it has no limit."""
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        used = int((folder / "memory.current").read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(int(limit) - used + int(stat.get("inactive_file", 0)), 0) if limit.isdigit() else None
+    except (OSError, ValueError):
+        return None
+
+
+def physical_bytes() -> int | None:
+    """Return the installed memory."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def windows_available_bytes() -> int | None:
+    """Return ullAvailPhys of GlobalMemoryStatusEx."""
+    if sys.platform != "win32":
+        return None
+    import ctypes
+
+    class MemoryStatus(ctypes.Structure):
+        _fields_ = (
+            ("length", ctypes.c_ulong),
+            ("load", ctypes.c_ulong),
+            ("total_physical", ctypes.c_ulonglong),
+            ("available_physical", ctypes.c_ulonglong),
+            ("rest", ctypes.c_ulonglong * 5),
+        )
+
+    status = MemoryStatus(length=ctypes.sizeof(MemoryStatus))
+    if not ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+        return None
+    return int(status.available_physical)
