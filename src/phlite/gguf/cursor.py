@@ -12,6 +12,11 @@ from phlite.errors import ModelFileError
 MAX_METADATA_BYTES: Final = 1 << 26
 
 
+def quoted(text: str) -> str:
+    """Return a name from a file for a message: its repr, shortened, because the file chose both text and length."""
+    return repr(text if len(text) <= 80 else f"{text[:80]}...")
+
+
 class Cursor:
     """A position in a mapped file, and reads that move it forward."""
 

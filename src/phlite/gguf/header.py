@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 
 from phlite.errors import UnsupportedModelError
-from phlite.gguf.cursor import MAX_METADATA_BYTES, Cursor
+from phlite.gguf.cursor import MAX_METADATA_BYTES, Cursor, quoted
 from phlite.gguf.metadata import MetadataValue, StringArray
 from phlite.gguf.types import BLOCK_SIZES, OTHER_GGML_TYPES, SCALAR_FORMATS, GGMLType, ValueType
 
@@ -98,7 +98,7 @@ class _Parser(Cursor):
         version = self.read_u32("the version")
         if version in (2, 3):
             return version
-        if version & 0xFFFF == 0:
+        if int.from_bytes(version.to_bytes(4, "little"), "big") in (1, 2, 3):
             raise self.broken(4, f"version {version:#x}", "a little-endian file; convert this big-endian one first")
         raise self.broken(4, f"version {version}", "version 2 or 3; convert the file with a current tool")
 
@@ -110,8 +110,8 @@ class _Parser(Cursor):
         if not key:
             raise self.broken(start, "an empty metadata key", "a name")
         if key in values:
-            raise self.broken(start, f"metadata key {key!r} a second time", "each key once")
-        what = f"metadata key {key!r}"
+            raise self.broken(start, f"metadata key {quoted(key)} a second time", "each key once")
+        what = f"metadata key {quoted(key)}"
         value_type = self.read_value_type(what)
         if value_type is ValueType.ARRAY:
             value_type = self.read_value_type(f"elements of {what}")

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from phlite.errors import ModelFileError
+from phlite.gguf.cursor import quoted
 from phlite.gguf.types import ValueType
 
 MetadataValue: TypeAlias = str | int | float | bool | list[str] | npt.NDArray[np.generic]
@@ -50,7 +51,7 @@ class StringArray:
                 start = end + 8
         except UnicodeDecodeError as error:
             raise ModelFileError(
-                f"{source}: byte {offset + start + error.start}: element {len(strings)} of {key!r} "
+                f"{source}: byte {offset + start + error.start}: element {len(strings)} of {quoted(key)} "
                 f"is not UTF-8 ({error.reason}); the file is damaged or was written by a faulty tool"
             ) from None
         return strings

@@ -146,7 +146,7 @@ def _part_paths(first_path: Path, first: Header) -> tuple[Path, ...]:
     """Paths of all parts, derived from the name of the first; one path where the file is not split."""
     count = first.values.get("split.count", 1)
     number = first.values.get("split.no", 0)
-    if type(count) is not int or type(number) is not int or not 0 <= number < max(count, 1):
+    if type(count) is not int or type(number) is not int or count < 0 or not 0 <= number < max(count, 1):
         raise ModelFileError(f"{first_path}: split.no {number!r} of split.count {count!r}, expected 0 <= no < count")
     if count <= 1:
         return (first_path,)
