@@ -31,6 +31,13 @@ def tiny_config(**changes: Any) -> dict[str, Any]:
     }
 
 
+_FUSED = {
+    **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj"),
+    "gate_proj": "gate_up_proj",
+    "up_proj": "gate_up_proj",
+}
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """data: uint8[rows, row bytes] for a matrix, uint8[bytes] for a vector; type: ggml's name; values: float32."""
@@ -38,6 +45,15 @@ class StoredTensor:
     type: str
     data: NDArray[np.uint8]
     values: NDArray[np.float32]
+
+    def above(self, below: StoredTensor) -> StoredTensor:
+        """Return the matrix with the rows of this one, then of the other."""
+        if self.type != below.type:  # bytes of two formats cannot be one tensor; the values still can
+            values = np.concatenate([self.values, below.values])
+            return StoredTensor("F32", values.view(np.uint8), values)
+        return StoredTensor(
+            self.type, np.concatenate([self.data, below.data]), np.concatenate([self.values, below.values])
+        )
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,19 @@ class Checkpoint:
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """The values that the stored tensors mean."""
         return {name: tensor.values for name, tensor in self.tensors.items()}
+
+    def fused(self) -> Checkpoint:
+        """Return the same checkpoint with split q, k, v and gate, up stacked as Hugging Face stores them."""
+        tensors: dict[str, StoredTensor] = {}
+        for name, tensor in self.tensors.items():
+            module, part = name.removesuffix(".weight").rpartition(".")[::2]
+            whole = _FUSED.get(part)
+            if whole is None:
+                tensors[name] = tensor
+                continue
+            first = tensors.get(f"{module}.{whole}.weight")
+            tensors[f"{module}.{whole}.weight"] = tensor if first is None else first.above(tensor)
+        return Checkpoint(self.config, tensors)
 
 
 def random_checkpoint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,7 @@ class Linear:
 
 
 def build_linear(
-    weights: Weights, parts: dict[str, int | None], *, n_cols: int, pool: ops.ThreadPool, swiglu: bool = False
+    weights: Weights, parts: Mapping[str, int | None], *, n_cols: int, pool: ops.ThreadPool, swiglu: bool = False
 ) -> Linear:
     """Pack the named tensors, stacked by rows in the order given, into one matrix.
 
