@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from phlite.engine import FinishReason, Sequence, TokenLogprob
 from phlite.engine.shared import SharedEngine, has_progress
 from phlite.tokenizer import TextStream
+
+if TYPE_CHECKING:
+    import asyncio
 
 __all__ = ["AsyncCompletionStream", "Completion", "CompletionStream", "CompletionTimings"]
 

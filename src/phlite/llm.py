@@ -8,7 +8,6 @@ Any number of threads and asyncio tasks may use one LLM; their sequences share t
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import logging
 import time
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LLM", "Message", "load"]
 
-Message = Mapping[str, str]
+Message = Mapping[str, object]
 """One turn of a conversation: {"role": "system" | "user" | "assistant", "content": text}."""
 
 PromptIds = list[int]
@@ -286,7 +285,7 @@ class LLM:
 
     def chat_ids(self, messages: str | Iterable[Message]) -> list[int]:
         """Return the ids of a conversation and the head of the answer, as the chat template writes them."""
-        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        turns: list[Message] = [{"role": "user", "content": messages}] if isinstance(messages, str) else [*messages]
         return self.tokenizer.encode_prompt(self.chat_template.render(turns))
 
     def start(self, prompt_ids: list[int], params: SamplingParams, *, continues_text: bool) -> CompletionStream:
@@ -297,6 +296,9 @@ class LLM:
 
     def astart(self, prompt_ids: list[int], params: SamplingParams, *, continues_text: bool) -> AsyncCompletionStream:
         """Queue a prompt for the driver thread, which wakes the running event loop after each step."""
+        # Imported here: programs without asyncio need not wait for it at their start.
+        import asyncio
+
         text_stream = self.tokenizer.stream(stop=params.stop_strings, continues_text=continues_text)
         loop, event = asyncio.get_running_loop(), asyncio.Event()
         sequence = self.shared.add(prompt_ids, params, on_progress=lambda: loop.call_soon_threadsafe(event.set))
