@@ -81,8 +81,9 @@ void bind_matmul(nb::module_& m) {
       .def_prop_ro("n_cols", &PackedMatrix::n_cols)
       .def_prop_ro("n_outputs", &PackedMatrix::n_outputs)
       .def_prop_ro("n_bytes", &PackedMatrix::n_bytes);
-  m.def("linear", &run_linear, "w"_a, "x"_a, "out"_a.noconvert(), "pool"_a, "norm_weight"_a = nb::none(), "eps"_a = 0.0f,
-        "residual"_a = nb::none(), "rows"_a = nb::none());
+  m.def("linear", &run_linear, "w"_a, "x"_a.noconvert(), "out"_a.noconvert(), "pool"_a,
+        "norm_weight"_a.noconvert() = nb::none(), "eps"_a = 0.0f, "residual"_a.noconvert() = nb::none(),
+        "rows"_a.noconvert() = nb::none());
 }
 
 }  // namespace phlite

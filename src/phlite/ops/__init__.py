@@ -1,4 +1,7 @@
-"""One function per native operation: check shapes and dtypes, call the native module. `reference` is the same in NumPy."""
+"""One function per native operation: check shapes and dtypes, call the native module.
+
+`ops.reference` defines the same operations in NumPy.
+"""
 
 from __future__ import annotations
 

@@ -32,7 +32,9 @@ def pack_matrix(
     raises:         ShapeError when rows, columns and bytes do not fit together or a format is unknown
     """
     try:
-        return _native.PackedMatrix([(data, int(kind), rows) for data, kind, rows in parts], n_cols, swiglu, release_source, pool)
+        return _native.PackedMatrix(
+            [(data, int(kind), rows) for data, kind, rows in parts], n_cols, swiglu, release_source, pool
+        )
     except ValueError as error:
         raise ShapeError(f"pack_matrix: {error}") from None
 
