@@ -3,9 +3,10 @@
 The weights' values are exact; what differs is the input of each product, rounded to int8: x becomes
 q · max|x| / 127 with |q| <= 127 per 32 columns (256 for formats with superblocks), so an element is off by at most
 max|x| / 254, uniformly and with mean 0. How much of that reaches the logits is not guessed but computed: the float64
-definition, run once as it is and once with its inputs rounded so, gives the error e of the rounding alone. Ours may be
-off by e and by what a different float32 rounding before the int8 one makes of it: a value that lies within 1e-6 of a
-half rounds the other way about once in ten thousand elements. Half of e is ample for that.
+definition, run once as it is and once with its inputs rounded so, gives the error e of the rounding alone, 2 to 5 % of
+the logits' norm in two layers. Ours must be as far from transformers as that, and nearer to the rounded definition than
+an independent rounding could be (sqrt(2) e): the same elements are rounded the same way, but for those that lie within
+1e-6 of a half, after each of which the next inputs differ by 1e-3 and a few more round the other way.
 """
 
 import numpy as np
@@ -39,6 +40,6 @@ def test_logits_equal_transformers_within_the_error_of_int8_activations(
     exact = reference_logits(config, checkpoint.weights, ids)
     rounded = reference_logits(config, checkpoint.weights, ids, round_activations=int8_activations(checkpoint.tensors))
     error = relative_norm(rounded - exact, exact)
-    assert 0.001 < error < 0.06  # else the rounding is not what the text above says
-    assert relative_norm(got - expected, expected) < 1.5 * error
-    assert relative_norm(got - rounded, rounded) < 0.5 * error
+    assert 0.01 < error < 0.08  # else the logits do not depend on all of the weights, or the rounding is another
+    assert 0.8 * error < relative_norm(got - expected, expected) < 1.25 * error
+    assert relative_norm(got - rounded, rounded) < 0.8 * error

@@ -54,6 +54,8 @@ def random_matrix(
         return dequantize(blocks.reshape(n_rows, -1), Type[kind]).reshape(n_rows, n_cols)
 
     unit = set_scales(np.full(n_blocks, 2.0**-6))
-    jitter = rng.uniform(0.7, 1.3, n_blocks)
+    # Codes such as -8..7 have a mean of their own; scales of both signs keep it out of the matrix.
+    signs = rng.choice([-1.0, 1.0], n_blocks) if offset_offset is None else 1.0
+    jitter = rng.uniform(0.7, 1.3, n_blocks) * signs
     values = set_scales(jitter * 2.0**-6 * std / unit.std())
     return blocks.reshape(n_rows, -1), values
