@@ -18,11 +18,14 @@ NB_MODULE(_native, m) {
   if (const char* forced = std::getenv("PHLITE_ISA"); forced && *forced) select_isa(forced);
 
   m.def("isa_name", [] { return std::string(isa_name(active_isa())); }, "The instruction set in use.");
-  m.def("supported_isas", [] {
-    std::vector<std::string> names;
-    for (Isa isa : supported_isas()) names.emplace_back(isa_name(isa));
-    return names;
-  }, "Instruction sets of this machine, best first.");
+  m.def(
+      "supported_isas",
+      [] {
+        std::vector<std::string> names;
+        for (Isa isa : supported_isas()) names.emplace_back(isa_name(isa));
+        return names;
+      },
+      "Instruction sets of this machine, best first.");
   m.def("select_isa", &select_isa, nb::arg("name"), "Use another instruction set; ValueError names the possible ones.");
   m.def("physical_core_count", &physical_core_count, "Physical cores this process may run on.");
 

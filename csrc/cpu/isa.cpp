@@ -93,10 +93,14 @@ const char* isa_name(Isa isa) {
 
 bool isa_supported(Isa isa) {
   switch (isa) {
-    case Isa::scalar: return true;
-    case Isa::avx2: return features().avx2;
-    case Isa::avxvnni: return features().avxvnni;
-    case Isa::avx512vnni: return features().avx512vnni;
+    case Isa::scalar:
+      return true;
+    case Isa::avx2:
+      return features().avx2;
+    case Isa::avxvnni:
+      return features().avxvnni;
+    case Isa::avx512vnni:
+      return features().avx512vnni;
   }
   return false;
 }
@@ -120,8 +124,8 @@ void select_isa(const std::string& name) {
     possible += possible.empty() ? "" : ", ";
     possible += isa_name(isa);
   }
-  throw std::invalid_argument("instruction set '" + name + "' is unknown or not supported by this machine; possible: " +
-                              possible);
+  throw std::invalid_argument("instruction set '" + name +
+                              "' is unknown or not supported by this machine; possible: " + possible);
 }
 
 }  // namespace phlite

@@ -34,7 +34,9 @@ struct VAvx2 : V256 {
   }
 
   template <int MaxCode>
-  static constexpr int flush_every() { return MaxCode <= 15 ? 8 : MaxCode <= 31 ? 4 : MaxCode <= 63 ? 2 : 64; }
+  static constexpr int flush_every() {
+    return MaxCode <= 15 ? 8 : MaxCode <= 31 ? 4 : MaxCode <= 63 ? 2 : 64;
+  }
   template <int MaxCode>
   static INLINE I dot(I acc, I codes, const int8_t* act) {
     const I a = broadcast(act);
@@ -49,7 +51,9 @@ struct VAvx2 : V256 {
     const I both = or_(and_(scale, set1(0xFFFF)), shift<16>(scale));
     return add(total, _mm256_madd_epi16(acc, both));
   }
-  static INLINE I madd16(I acc, I pair, const int16_t* sums) { return add(acc, _mm256_madd_epi16(pair, broadcast(sums))); }
+  static INLINE I madd16(I acc, I pair, const int16_t* sums) {
+    return add(acc, _mm256_madd_epi16(pair, broadcast(sums)));
+  }
 };
 
 #include "matmul/tile_kernels.inl"

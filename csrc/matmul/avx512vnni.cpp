@@ -1,8 +1,9 @@
 // Matrix products with AVX-512 VNNI: vpdpbusd multiplies 64 unsigned by 64 signed bytes into sixteen int32 lanes.
 //
-// Register tile: sixteen rows of weights (one zmm of codes) times twelve rows of activations; twelve accumulators of the
-// group, twelve totals of the superblock, activations broadcast from memory. Measured on Zen 4 with codes in L1: 202 of
-// the 228 G multiply-adds per second that a core reaches without scales; 2 x 6 and 2 x 8 tiles reach 202 and 199.
+// Register tile: sixteen rows of weights (one zmm of codes) times twelve rows of activations; twelve accumulators of
+// the group, twelve totals of the superblock, activations broadcast from memory. Measured on Zen 4 with codes in L1:
+// 202 of the 228 G multiply-adds per second that a core reaches without scales; 2 x 6 and 2 x 8 tiles reach 202 and
+// 199.
 #include "matmul/kernels.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -47,23 +48,35 @@ struct V512 {
   static INLINE I mul(I a, I b) { return _mm512_mullo_epi32(a, b); }
   static INLINE I max(I a, I b) { return _mm512_max_epi32(a, b); }
   template <int N>
-  static INLINE I srl(I a) { return _mm512_srli_epi32(a, N); }
+  static INLINE I srl(I a) {
+    return _mm512_srli_epi32(a, N);
+  }
   template <int N>
-  static INLINE I sra(I a) { return _mm512_srai_epi32(a, N); }
+  static INLINE I sra(I a) {
+    return _mm512_srai_epi32(a, N);
+  }
   template <int N>  // left for N > 0, right for N < 0
   static INLINE I shift(I a) {
-    if constexpr (N > 0) return _mm512_slli_epi32(a, N);
-    else if constexpr (N < 0) return _mm512_srli_epi32(a, -N);
-    else return a;
+    if constexpr (N > 0)
+      return _mm512_slli_epi32(a, N);
+    else if constexpr (N < 0)
+      return _mm512_srli_epi32(a, -N);
+    else
+      return a;
   }
   template <int B>  // byte B of each lane as int32
-  static INLINE I byte(I a) { return and_(shift<-8 * B>(a), set1(0xFF)); }
+  static INLINE I byte(I a) {
+    return and_(shift<-8 * B>(a), set1(0xFF));
+  }
   template <int P>  // bytes 2P, 2P + 1 of each lane as two int16
   static INLINE I byte_pair(I a) {
-    return _mm512_shuffle_epi8(a, _mm512_set4_epi32(spread(12 + 2 * P), spread(8 + 2 * P), spread(4 + 2 * P), spread(2 * P)));
+    return _mm512_shuffle_epi8(
+        a, _mm512_set4_epi32(spread(12 + 2 * P), spread(8 + 2 * P), spread(4 + 2 * P), spread(2 * P)));
   }
   template <int P>
-  static INLINE I signed_byte_pair(I a) { return _mm512_srai_epi16(_mm512_slli_epi16(byte_pair<P>(a), 8), 8); }
+  static INLINE I signed_byte_pair(I a) {
+    return _mm512_srai_epi16(_mm512_slli_epi16(byte_pair<P>(a), 8), 8);
+  }
 
   static INLINE I from_signed(I a) { return _mm512_xor_si512(a, set1(0x80808080)); }
   static INLINE I lookup_iq4(I a) {  // the IQ4 values with 128 added
@@ -72,11 +85,17 @@ struct V512 {
   }
 
   template <int>
-  static constexpr int flush_every() { return 64; }
+  static constexpr int flush_every() {
+    return 64;
+  }
   template <int>
-  static INLINE I dot(I acc, I codes, const int8_t* act) { return _mm512_dpbusd_epi32(acc, codes, broadcast(act)); }
+  static INLINE I dot(I acc, I codes, const int8_t* act) {
+    return _mm512_dpbusd_epi32(acc, codes, broadcast(act));
+  }
   template <int>
-  static INLINE I fold(I total, I acc, I scale) { return add(total, mul(acc, scale)); }
+  static INLINE I fold(I total, I acc, I scale) {
+    return add(total, mul(acc, scale));
+  }
   static INLINE I unit_scale() { return set1(1); }
   static INLINE I madd16(I acc, I pair, const int16_t* sums) { return _mm512_dpwssd_epi32(acc, pair, broadcast(sums)); }
 
@@ -98,7 +117,9 @@ struct V512 {
   }
 
  private:
-  static constexpr int spread(int b) { return static_cast<int>(0x80008000u | static_cast<unsigned>(b) | static_cast<unsigned>(b + 1) << 16); }
+  static constexpr int spread(int b) {
+    return static_cast<int>(0x80008000u | static_cast<unsigned>(b) | static_cast<unsigned>(b + 1) << 16);
+  }
   static INLINE __m256i load256(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   template <class T>
   static INLINE I broadcast(const T* p) {

@@ -1,4 +1,5 @@
-// Matrix products with the 256-bit byte dot product in its VEX encoding (AVX-VNNI: processors since Alder Lake and Zen 5).
+// Matrix products with the 256-bit byte dot product in its VEX encoding (AVX-VNNI: processors since Alder Lake and Zen
+// 5).
 //
 // Register tile: eight rows of weights times four rows of activations in sixteen registers.
 #include "matmul/kernels.h"
@@ -31,12 +32,20 @@ struct VVnni256 : V256 {
   }
 
   template <int>
-  static constexpr int flush_every() { return 64; }
+  static constexpr int flush_every() {
+    return 64;
+  }
   template <int>
-  static INLINE I dot(I acc, I codes, const int8_t* act) { return _mm256_dpbusd_avx_epi32(acc, codes, broadcast(act)); }
+  static INLINE I dot(I acc, I codes, const int8_t* act) {
+    return _mm256_dpbusd_avx_epi32(acc, codes, broadcast(act));
+  }
   template <int>
-  static INLINE I fold(I total, I acc, I scale) { return add(total, mul(acc, scale)); }
-  static INLINE I madd16(I acc, I pair, const int16_t* sums) { return _mm256_dpwssd_avx_epi32(acc, pair, broadcast(sums)); }
+  static INLINE I fold(I total, I acc, I scale) {
+    return add(total, mul(acc, scale));
+  }
+  static INLINE I madd16(I acc, I pair, const int16_t* sums) {
+    return _mm256_dpwssd_avx_epi32(acc, pair, broadcast(sums));
+  }
 };
 
 #include "matmul/tile_kernels.inl"

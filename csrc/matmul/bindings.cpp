@@ -32,8 +32,9 @@ void check_shape(const char* what, size_t a, size_t b, int64_t want_a, int64_t w
                                 shape_text(size_t(want_a), size_t(want_b)));
 }
 
-void run_linear(const PackedMatrix& w, const In2& x, const Out2& out, ThreadPool& pool, const std::optional<In1>& norm_weight,
-                float eps, const std::optional<In2>& residual, const std::optional<Rows>& rows) {
+void run_linear(const PackedMatrix& w, const In2& x, const Out2& out, ThreadPool& pool,
+                const std::optional<In1>& norm_weight, float eps, const std::optional<In2>& residual,
+                const std::optional<Rows>& rows) {
   LinearArgs a;
   a.x = x.data();
   a.n_x_rows = static_cast<int64_t>(x.shape(0));
@@ -67,16 +68,17 @@ void run_linear(const PackedMatrix& w, const In2& x, const Out2& out, ThreadPool
 
 void bind_matmul(nb::module_& m) {
   nb::class_<PackedMatrix>(m, "PackedMatrix", "A weight matrix repacked into tiles of sixteen rows.")
-      .def("__init__",
-           [](PackedMatrix* self, const std::vector<std::tuple<Bytes, int, int64_t>>& parts, int64_t n_cols, bool swiglu,
-              bool release_source, ThreadPool& pool) {
-             std::vector<MatrixPart> list;
-             for (const auto& [data, type, n_rows] : parts)
-               list.push_back({data.data(), static_cast<int64_t>(data.size()), type, n_rows});
-             nb::gil_scoped_release release;
-             new (self) PackedMatrix(list, n_cols, swiglu, release_source, pool);
-           },
-           "parts"_a, "n_cols"_a, "swiglu"_a, "release_source"_a, "pool"_a)
+      .def(
+          "__init__",
+          [](PackedMatrix* self, const std::vector<std::tuple<Bytes, int, int64_t>>& parts, int64_t n_cols, bool swiglu,
+             bool release_source, ThreadPool& pool) {
+            std::vector<MatrixPart> list;
+            for (const auto& [data, type, n_rows] : parts)
+              list.push_back({data.data(), static_cast<int64_t>(data.size()), type, n_rows});
+            nb::gil_scoped_release release;
+            new (self) PackedMatrix(list, n_cols, swiglu, release_source, pool);
+          },
+          "parts"_a, "n_cols"_a, "swiglu"_a, "release_source"_a, "pool"_a)
       .def_prop_ro("n_rows", &PackedMatrix::n_rows)
       .def_prop_ro("n_cols", &PackedMatrix::n_cols)
       .def_prop_ro("n_outputs", &PackedMatrix::n_outputs)

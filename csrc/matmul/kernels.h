@@ -7,9 +7,9 @@
 //   float        acc = fma(weight, activation, acc) column by column.
 // So every output is one chain of float32 operations whose order depends on K alone, and all instruction sets give the
 // same bits. Bounds: |code * activation| sums stay below 2^20 per group, times a scale of at most 7 bits below 2^31 per
-// superblock (Q6_K, the largest: 16 groups * 128 * 63 * 127 * 16 < 2^28). The error against exact arithmetic on the same
-// int8 activations is at most (K / 256 + 2) * 2^-24 * sum |terms|; the quantisation of the activations adds at most
-// amax / 254 per element of its block (block: 32 or 256 columns).
+// superblock (Q6_K, the largest: 16 groups * 128 * 63 * 127 * 16 < 2^28). The error against exact arithmetic on the
+// same int8 activations is at most (K / 256 + 2) * 2^-24 * sum |terms|; the quantisation of the activations adds at
+// most amax / 254 per element of its block (block: 32 or 256 columns).
 //
 // Kernels are noexcept, allocate nothing and own no threads. Rows of tiles need 64-byte alignment.
 #pragma once
@@ -24,21 +24,21 @@ namespace phlite {
 // one slice lie together: q[slice][row][256]. Only the members of the kind in use are set.
 struct Activations {
   int64_t n_rows = 0, n_cols = 0;
-  int8_t* q = nullptr;         // q8, q8k: [ceil(K/256)][n_rows][256]
-  float* d = nullptr;          // q8k: [K/256][n_rows]; q8: [ceil(K/256)][n_rows][8]
-  int16_t* bsum16 = nullptr;   // q8k: [K/256][n_rows][16] sums of 16 codes
-  int16_t* bsum32 = nullptr;   // q8k: [K/256][n_rows][8] sums of 32 codes
-  int32_t* bsum = nullptr;     // q8: [ceil(K/256)][n_rows][8] sums of 32 codes
-  const float* x = nullptr;    // f32: [n_rows][ld]
+  int8_t* q = nullptr;        // q8, q8k: [ceil(K/256)][n_rows][256]
+  float* d = nullptr;         // q8k: [K/256][n_rows]; q8: [ceil(K/256)][n_rows][8]
+  int16_t* bsum16 = nullptr;  // q8k: [K/256][n_rows][16] sums of 16 codes
+  int16_t* bsum32 = nullptr;  // q8k: [K/256][n_rows][8] sums of 32 codes
+  int32_t* bsum = nullptr;    // q8: [ceil(K/256)][n_rows][8] sums of 32 codes
+  const float* x = nullptr;   // f32: [n_rows][ld]
   int64_t ld = 0;
 };
 
 // A kernel computes out[r * 16 + lane] for n consecutive rows r of the activations, n fixed by its place in the table.
 struct TileArgs {
-  const uint8_t* tile;         // one packed tile
+  const uint8_t* tile;  // one packed tile
   const Activations* act;
-  int64_t row;                 // first row of the activations
-  float* out;                  // float32[n][16]
+  int64_t row;  // first row of the activations
+  float* out;   // float32[n][16]
 };
 
 // Row counts with a kernel of their own; other counts are composed of these, largest first.

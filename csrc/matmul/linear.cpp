@@ -34,7 +34,8 @@ PackedMatrix::PackedMatrix(const std::vector<MatrixPart>& parts, int64_t n_cols,
     n_rows_ += p.n_rows;
     needs_[static_cast<int>(f.activations)] = true;
   }
-  if (n_rows_ == 0 || (swiglu && n_rows_ % 2)) throw std::invalid_argument("a gate and up matrix needs an even number of rows");
+  if (n_rows_ == 0 || (swiglu && n_rows_ % 2))
+    throw std::invalid_argument("a gate and up matrix needs an even number of rows");
 
   // Source rows in the order of the output: for swiglu, tiles of gate and up rows alternate.
   struct Source {
@@ -140,7 +141,8 @@ struct Job {
     return packed_format(format).activations == ActivationKind::q8 ? ws[1].act : ws[0].act;
   }
 
-  void multiply(const PackedMatrix::Tile& tile, int kernel_idx, int64_t row, const Workspace (&ws)[2], float* out) const {
+  void multiply(const PackedMatrix::Tile& tile, int kernel_idx, int64_t row, const Workspace (&ws)[2],
+                float* out) const {
     const TileArgs a{w.storage() + tile.offset, &activations_of(tile.format, ws), row, out};
     kernels.tile[tile.format][kernel_idx](a);
   }
@@ -220,11 +222,15 @@ void linear(const LinearArgs& args, const PackedMatrix& w, ThreadPool& pool) {
 const MatmulKernels& matmul_kernels() {
   switch (active_isa()) {
 #if defined(__x86_64__) || defined(_M_X64)
-    case Isa::avx512vnni: return matmul_kernels_avx512vnni();
-    case Isa::avxvnni: return matmul_kernels_avxvnni();
-    case Isa::avx2: return matmul_kernels_avx2();
+    case Isa::avx512vnni:
+      return matmul_kernels_avx512vnni();
+    case Isa::avxvnni:
+      return matmul_kernels_avxvnni();
+    case Isa::avx2:
+      return matmul_kernels_avx2();
 #endif
-    default: return matmul_kernels_scalar();
+    default:
+      return matmul_kernels_scalar();
   }
 }
 

@@ -21,9 +21,10 @@ struct MatrixPart {
 class PackedMatrix {
  public:
   // Packs the stacked rows of `parts`, in parallel over tiles. With `swiglu` the rows are [gate; up], gate and up tiles
-  // alternate, and the product is silu(gate) * up with half as many columns. With `release_source` the pages of a mapped
-  // file are dropped from memory as soon as they have been packed. Throws std::invalid_argument on bad shapes.
-  PackedMatrix(const std::vector<MatrixPart>& parts, int64_t n_cols, bool swiglu, bool release_source, ThreadPool& pool);
+  // alternate, and the product is silu(gate) * up with half as many columns. With `release_source` the pages of a
+  // mapped file are dropped from memory as soon as they have been packed. Throws std::invalid_argument on bad shapes.
+  PackedMatrix(const std::vector<MatrixPart>& parts, int64_t n_cols, bool swiglu, bool release_source,
+               ThreadPool& pool);
 
   int64_t n_rows() const { return n_rows_; }
   int64_t n_cols() const { return n_cols_; }
@@ -32,10 +33,10 @@ class PackedMatrix {
   int64_t n_bytes() const { return static_cast<int64_t>(storage_.size()); }
 
   struct Tile {
-    int64_t offset;    // bytes into the storage
-    int32_t out_col;   // first output column
-    int16_t n_valid;   // rows of the tile that exist
-    int16_t format;    // index of its PackedFormat
+    int64_t offset;   // bytes into the storage
+    int32_t out_col;  // first output column
+    int16_t n_valid;  // rows of the tile that exist
+    int16_t format;   // index of its PackedFormat
   };
   const std::vector<Tile>& tiles() const { return tiles_; }
   const uint8_t* storage() const { return storage_.data(); }
@@ -50,14 +51,14 @@ class PackedMatrix {
 };
 
 struct LinearArgs {
-  const float* x = nullptr;            // float32[n_x_rows, K]
+  const float* x = nullptr;  // float32[n_x_rows, K]
   int64_t n_x_rows = 0;
   const int32_t* rows = nullptr;       // which rows of x, or all when null
   int64_t n_rows = 0;                  // rows of the result
   const float* norm_weight = nullptr;  // float32[K]: RMS norm of x before the product
   float eps = 0;
-  const float* residual = nullptr;     // float32[n_rows, N]: added to the product; may be `out`
-  float* out = nullptr;                // float32[n_rows, N]
+  const float* residual = nullptr;  // float32[n_rows, N]: added to the product; may be `out`
+  float* out = nullptr;             // float32[n_rows, N]
 };
 
 // out = residual + W norm(x), or silu(gate) * up of it. One parallel region.

@@ -9,13 +9,20 @@ using A = ActivationKind;
 using W = WeightType;
 
 constexpr PackedFormat kFormats[kPackedFormatCount] = {
-    {W::F32, "F32", A::f32, 1, 4, 0, 0},           {W::F16, "F16", A::f32, 1, 2, 0, 0},
-    {W::BF16, "BF16", A::f32, 1, 2, 0, 0},         {W::Q4_0, "Q4_0", A::q8, 32, 18, 32, 4},
-    {W::Q4_1, "Q4_1", A::q8, 32, 20, 64, 4},       {W::Q5_0, "Q5_0", A::q8, 32, 22, 32, 5},
-    {W::Q5_1, "Q5_1", A::q8, 32, 24, 64, 5},       {W::Q8_0, "Q8_0", A::q8, 32, 34, 32, 8},
-    {W::IQ4_NL, "IQ4_NL", A::q8, 32, 18, 32, 4},   {W::Q2_K, "Q2_K", A::q8k, 256, 84, 0, 21},
-    {W::Q3_K, "Q3_K", A::q8k, 256, 110, 32, 27},   {W::Q4_K, "Q4_K", A::q8k, 256, 144, 0, 36},
-    {W::Q5_K, "Q5_K", A::q8k, 256, 176, 0, 44},    {W::Q6_K, "Q6_K", A::q8k, 256, 210, 32, 52},
+    {W::F32, "F32", A::f32, 1, 4, 0, 0},
+    {W::F16, "F16", A::f32, 1, 2, 0, 0},
+    {W::BF16, "BF16", A::f32, 1, 2, 0, 0},
+    {W::Q4_0, "Q4_0", A::q8, 32, 18, 32, 4},
+    {W::Q4_1, "Q4_1", A::q8, 32, 20, 64, 4},
+    {W::Q5_0, "Q5_0", A::q8, 32, 22, 32, 5},
+    {W::Q5_1, "Q5_1", A::q8, 32, 24, 64, 5},
+    {W::Q8_0, "Q8_0", A::q8, 32, 34, 32, 8},
+    {W::IQ4_NL, "IQ4_NL", A::q8, 32, 18, 32, 4},
+    {W::Q2_K, "Q2_K", A::q8k, 256, 84, 0, 21},
+    {W::Q3_K, "Q3_K", A::q8k, 256, 110, 32, 27},
+    {W::Q4_K, "Q4_K", A::q8k, 256, 144, 0, 36},
+    {W::Q5_K, "Q5_K", A::q8k, 256, 176, 0, 44},
+    {W::Q6_K, "Q6_K", A::q8k, 256, 210, 32, 52},
     {W::IQ4_XS, "IQ4_XS", A::q8k, 256, 136, 0, 34},
 };
 
@@ -23,9 +30,15 @@ constexpr PackedFormat kFormats[kPackedFormatCount] = {
 struct Lanes {
   uint32_t v[kTileRows];
 
-  Lanes operator&(uint32_t mask) const { return map([=](uint32_t x) { return x & mask; }); }
-  Lanes operator<<(int n) const { return map([=](uint32_t x) { return x << n; }); }
-  Lanes operator>>(int n) const { return map([=](uint32_t x) { return x >> n; }); }
+  Lanes operator&(uint32_t mask) const {
+    return map([=](uint32_t x) { return x & mask; });
+  }
+  Lanes operator<<(int n) const {
+    return map([=](uint32_t x) { return x << n; });
+  }
+  Lanes operator>>(int n) const {
+    return map([=](uint32_t x) { return x >> n; });
+  }
   Lanes operator|(const Lanes& o) const {
     Lanes out;
     for (int r = 0; r < kTileRows; ++r) out.v[r] = v[r] | o.v[r];
@@ -43,7 +56,9 @@ struct Lanes {
 
 constexpr uint32_t kLow4 = 0x0F0F0F0Fu, kHigh4 = 0xF0F0F0F0u, kLow2 = 0x03030303u, kLow1 = 0x01010101u;
 
-void put(uint8_t* body, int plane, const Lanes& lanes) { std::memcpy(body + plane * kPlaneBytes, lanes.v, kPlaneBytes); }
+void put(uint8_t* body, int plane, const Lanes& lanes) {
+  std::memcpy(body + plane * kPlaneBytes, lanes.v, kPlaneBytes);
+}
 
 // Low or high halves of sixteen dwords as sixteen uint16 (float16 scales stay as they are in the file).
 void put_halves(uint8_t* dst, const Lanes& lanes, int shift) {
@@ -112,8 +127,9 @@ void pack_q6_k(Rows rows, uint8_t* header, uint8_t* body) {
     const int shift = quarter < 2 ? 0 : 4, high = 2 * quarter, plane = 4 + 3 * g;
     put(body, plane, ((ql[0] >> shift) & kLow4) | (((ql[2] >> shift) & kLow4) << 4));
     put(body, plane + 1, ((ql[1] >> shift) & kLow4) | (((ql[3] >> shift) & kLow4) << 4));
-    put(body, plane + 2, ((qh[0] >> high) & kLow2) | (((qh[1] >> high) & kLow2) << 2) |
-                             (((qh[2] >> high) & kLow2) << 4) | (((qh[3] >> high) & kLow2) << 6));
+    put(body, plane + 2,
+        ((qh[0] >> high) & kLow2) | (((qh[1] >> high) & kLow2) << 2) | (((qh[2] >> high) & kLow2) << 4) |
+            (((qh[3] >> high) & kLow2) << 6));
   }
 }
 
@@ -155,13 +171,20 @@ void pack_iq4_xs(Rows rows, uint8_t* body) {
 
 void pack_superblock(WeightType type, Rows rows, uint8_t* header, uint8_t* body) {
   switch (type) {
-    case W::Q2_K: return pack_q2_k(rows, body);
-    case W::Q3_K: return pack_q3_k(rows, header, body);
-    case W::Q4_K: return pack_q4_k(rows, body);
-    case W::Q5_K: return pack_q5_k(rows, body);
-    case W::Q6_K: return pack_q6_k(rows, header, body);
-    case W::IQ4_XS: return pack_iq4_xs(rows, body);
-    default: return;
+    case W::Q2_K:
+      return pack_q2_k(rows, body);
+    case W::Q3_K:
+      return pack_q3_k(rows, header, body);
+    case W::Q4_K:
+      return pack_q4_k(rows, body);
+    case W::Q5_K:
+      return pack_q5_k(rows, body);
+    case W::Q6_K:
+      return pack_q6_k(rows, header, body);
+    case W::IQ4_XS:
+      return pack_iq4_xs(rows, body);
+    default:
+      return;
   }
 }
 
@@ -200,7 +223,8 @@ void pack_floats(Rows rows, int64_t n_cols, uint8_t* dst) {
       std::memcpy(row, rows[r] + first * static_cast<int64_t>(sizeof(T)), static_cast<size_t>(n) * sizeof(T));
       for (int64_t k = 0; k < n; ++k) block[k][r] = row[k];
     }
-    std::memcpy(dst + first * kTileRows * static_cast<int64_t>(sizeof(T)), block, static_cast<size_t>(n) * sizeof block[0]);
+    std::memcpy(dst + first * kTileRows * static_cast<int64_t>(sizeof(T)), block,
+                static_cast<size_t>(n) * sizeof block[0]);
   }
 }
 
@@ -229,8 +253,10 @@ int64_t tile_bytes(const PackedFormat& f, int64_t n_cols) {
 
 void pack_tile(const PackedFormat& f, const uint8_t* const rows[kTileRows], int64_t n_cols, uint8_t* dst) noexcept {
   if (f.activations == A::f32) {
-    if (f.block_bytes == 4) pack_floats<uint32_t>(rows, n_cols, dst);
-    else pack_floats<uint16_t>(rows, n_cols, dst);
+    if (f.block_bytes == 4)
+      pack_floats<uint32_t>(rows, n_cols, dst);
+    else
+      pack_floats<uint16_t>(rows, n_cols, dst);
     return;
   }
   const int64_t n_blocks = n_cols / f.block_cols;
@@ -240,8 +266,10 @@ void pack_tile(const PackedFormat& f, const uint8_t* const rows[kTileRows], int6
     const uint8_t* block[kTileRows];
     for (int r = 0; r < kTileRows; ++r) block[r] = rows[r] ? rows[r] + b * f.block_bytes : zeros;
     uint8_t* header = dst + b * f.header_bytes;
-    if (f.block_cols == kSuperblock) pack_superblock(f.type, block, header, body);
-    else pack_block32(f.type, block, header, body);
+    if (f.block_cols == kSuperblock)
+      pack_superblock(f.type, block, header, body);
+    else
+      pack_block32(f.type, block, header, body);
     body += f.body_planes * kPlaneBytes;
   }
 }

@@ -27,25 +27,38 @@ constexpr int kSuperblock = 256;  // columns of one slice of quantised activatio
 
 // The block formats a weight may have; values are ggml's type ids.
 enum class WeightType : int {
-  F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13,
-  Q6_K = 14, IQ4_NL = 20, IQ4_XS = 23, BF16 = 30,
+  F32 = 0,
+  F16 = 1,
+  Q4_0 = 2,
+  Q4_1 = 3,
+  Q5_0 = 6,
+  Q5_1 = 7,
+  Q8_0 = 8,
+  Q2_K = 10,
+  Q3_K = 11,
+  Q4_K = 12,
+  Q5_K = 13,
+  Q6_K = 14,
+  IQ4_NL = 20,
+  IQ4_XS = 23,
+  BF16 = 30,
 };
 
 // What the activations become before they meet a format.
 enum class ActivationKind {
-  f32,   // float32 as they are: F32, F16, BF16 weights
-  q8,    // int8 with one float32 scale per 32 columns: formats with blocks of 32
-  q8k,   // int8 with one float32 scale per 256 columns: formats with superblocks of 256
+  f32,  // float32 as they are: F32, F16, BF16 weights
+  q8,   // int8 with one float32 scale per 32 columns: formats with blocks of 32
+  q8k,  // int8 with one float32 scale per 256 columns: formats with superblocks of 256
 };
 
 struct PackedFormat {
   WeightType type;
   const char* name;
   ActivationKind activations;
-  int block_cols;         // columns of a block in the file
-  int block_bytes;        // bytes of a block in the file
-  int header_bytes;       // per block and tile, kept in front of all planes (float16 scales, sixteen rows)
-  int body_planes;        // planes per block and tile (for floats: unused)
+  int block_cols;    // columns of a block in the file
+  int block_bytes;   // bytes of a block in the file
+  int header_bytes;  // per block and tile, kept in front of all planes (float16 scales, sixteen rows)
+  int body_planes;   // planes per block and tile (for floats: unused)
 };
 
 // Index into the kernel tables; -1 when the type is not supported.

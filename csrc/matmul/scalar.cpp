@@ -46,31 +46,46 @@ struct V1 {
   static I mul(I a, I b) { return a * b; }
   static I max(I a, I b) { return std::max(a, b); }
   template <int N>
-  static I srl(I a) { return static_cast<I>(static_cast<uint32_t>(a) >> N); }
+  static I srl(I a) {
+    return static_cast<I>(static_cast<uint32_t>(a) >> N);
+  }
   template <int N>
-  static I sra(I a) { return a >> N; }
+  static I sra(I a) {
+    return a >> N;
+  }
   template <int N>
   static I shift(I a) {
-    if constexpr (N >= 0) return static_cast<I>(static_cast<uint32_t>(a) << N);
-    else return srl<-N>(a);
+    if constexpr (N >= 0)
+      return static_cast<I>(static_cast<uint32_t>(a) << N);
+    else
+      return srl<-N>(a);
   }
   template <int B>
-  static I byte(I a) { return srl<8 * B>(a) & 0xFF; }
+  static I byte(I a) {
+    return srl<8 * B>(a) & 0xFF;
+  }
   template <int P>
-  static I byte_pair(I a) { return pair16(byte<2 * P>(a), byte<2 * P + 1>(a)); }
+  static I byte_pair(I a) {
+    return pair16(byte<2 * P>(a), byte<2 * P + 1>(a));
+  }
   template <int P>
-  static I signed_byte_pair(I a) { return pair16(int8_t(byte<2 * P>(a)), int8_t(byte<2 * P + 1>(a))); }
+  static I signed_byte_pair(I a) {
+    return pair16(int8_t(byte<2 * P>(a)), int8_t(byte<2 * P + 1>(a)));
+  }
 
   static I from_signed(I a) { return a; }
   static I lookup_iq4(I a) {
     static const int8_t values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
     uint32_t out = 0;
-    for (int b = 0; b < 4; ++b) out |= static_cast<uint32_t>(static_cast<uint8_t>(values[(a >> (8 * b)) & 15])) << (8 * b);
+    for (int b = 0; b < 4; ++b)
+      out |= static_cast<uint32_t>(static_cast<uint8_t>(values[(a >> (8 * b)) & 15])) << (8 * b);
     return static_cast<I>(out);
   }
 
   template <int>
-  static constexpr int flush_every() { return 64; }
+  static constexpr int flush_every() {
+    return 64;
+  }
   template <int MaxCode>  // 255 marks signed codes
   static I dot(I acc, I codes, const int8_t* act) {
     for (int b = 0; b < 4; ++b) {
@@ -80,9 +95,13 @@ struct V1 {
     return acc;
   }
   template <int>
-  static I fold(I total, I acc, I scale) { return total + acc * scale; }
+  static I fold(I total, I acc, I scale) {
+    return total + acc * scale;
+  }
   static I unit_scale() { return 1; }
-  static I madd16(I acc, I pair, const int16_t* sums) { return acc + half(pair, 0) * sums[0] + half(pair, 1) * sums[1]; }
+  static I madd16(I acc, I pair, const int16_t* sums) {
+    return acc + half(pair, 0) * sums[0] + half(pair, 1) * sums[1];
+  }
 
   static F to_f(I v) { return static_cast<F>(v); }
   static I round(F v) { return static_cast<I>(std::nearbyint(v)); }
@@ -109,7 +128,9 @@ struct V1 {
     return v;
   }
   static int half(I v, int i) { return static_cast<int16_t>(static_cast<uint32_t>(v) >> (16 * i)); }
-  static I pair16(int lo, int hi) { return static_cast<I>((static_cast<uint32_t>(lo) & 0xFFFF) | static_cast<uint32_t>(hi) << 16); }
+  static I pair16(int lo, int hi) {
+    return static_cast<I>((static_cast<uint32_t>(lo) & 0xFFFF) | static_cast<uint32_t>(hi) << 16);
+  }
 };
 
 #include "matmul/tile_kernels.inl"

@@ -1,13 +1,14 @@
 // The matrix-product kernels, written once over a vector type V and included by each instruction set's file inside its
 // target region; that file defines V, INLINE and UNROLL first. No include guard and no includes for that reason.
 //
-// V has `lanes` 32-bit lanes (1, 8 or 16); a plane of sixteen lanes is 16 / lanes vectors, worked off one after another.
-// V::dot<MaxCode>(acc, codes, act) adds the products of four codes and four activations per lane; V::flush_every gives
-// how many steps fit its accumulator, V::fold moves an accumulator, times the scale of its group, into an int32 total.
-// Signed codes (Q8_0, IQ4) are passed through V::from_signed: where the hardware multiplies unsigned by signed bytes it
-// adds 128, which V::kSignedOffset and the block sums take back.
+// V has `lanes` 32-bit lanes (1, 8 or 16); a plane of sixteen lanes is 16 / lanes vectors, worked off one after
+// another. V::dot<MaxCode>(acc, codes, act) adds the products of four codes and four activations per lane;
+// V::flush_every gives how many steps fit its accumulator, V::fold moves an accumulator, times the scale of its group,
+// into an int32 total. Signed codes (Q8_0, IQ4) are passed through V::from_signed: where the hardware multiplies
+// unsigned by signed bytes it adds 128, which V::kSignedOffset and the block sums take back.
 
-// ---- codes: from planes to the bytes of one step ---------------------------------------------------------------------
+// ---- codes: from planes to the bytes of one step
+// ---------------------------------------------------------------------
 
 template <class V>
 struct NibbleCodes {
@@ -16,8 +17,10 @@ struct NibbleCodes {
   template <int S>
   static INLINE I code(const uint8_t* p) {
     const I w = V::load(p + (S & 3) * kPlaneBytes);
-    if constexpr (S < 4) return V::and_(w, V::set1(0x0F0F0F0F));
-    else return V::and_(V::template srl<4>(w), V::set1(0x0F0F0F0F));
+    if constexpr (S < 4)
+      return V::and_(w, V::set1(0x0F0F0F0F));
+    else
+      return V::and_(V::template srl<4>(w), V::set1(0x0F0F0F0F));
   }
 };
 
@@ -40,7 +43,7 @@ struct SixBitCodes {
   template <int S>
   static INLINE I code(const uint8_t* p) {
     const I w = V::load(p + (S & 1) * kPlaneBytes), h = V::load(p + 2 * kPlaneBytes);
-    const I low = V::and_(V::template shift<S < 2 ? 0 : -4>(w), V::set1(0x0F0F0F0F));
+    const I low = V::and_(V::template shift < S<2 ? 0 : -4>(w), V::set1(0x0F0F0F0F));
     return V::or_(low, V::and_(V::template shift<4 - 2 * S>(h), V::set1(0x30303030)));
   }
 };
@@ -112,10 +115,11 @@ INLINE void add_group(const uint8_t* planes, const int8_t* q, typename V::I scal
   add_steps<V, Codes, M>(planes, q, scale, acc, total);
 }
 
-// ---- scales of the K formats -----------------------------------------------------------------------------------------
+// ---- scales of the K formats
+// -----------------------------------------------------------------------------------------
 
-// `expand` writes scale(g) of every group as int32 lanes; `pair<i>` gives int16 pairs (2i, 2i + 1) of what the block sums
-// are multiplied with: the mins, or the scales where codes carry an offset.
+// `expand` writes scale(g) of every group as int32 lanes; `pair<i>` gives int16 pairs (2i, 2i + 1) of what the block
+// sums are multiplied with: the mins, or the scales where codes carry an offset.
 
 template <class V>
 struct ScalesQ4K {  // Q4_K, Q5_K: eight 6-bit scales and mins in twelve bytes
@@ -132,9 +136,13 @@ struct ScalesQ4K {  // Q4_K, Q5_K: eight 6-bit scales and mins in twelve bytes
     mn[1] = V::or_(V::and_(V::template srl<4>(a2), low4), V::and_(V::template srl<2>(a1), two));
   }
   template <int G>
-  INLINE I scale() const { return V::template byte<G % 4>(sc[G / 4]); }
+  INLINE I scale() const {
+    return V::template byte<G % 4>(sc[G / 4]);
+  }
   template <int P>
-  INLINE I pair() const { return V::template byte_pair<P % 2>(mn[P / 2]); }
+  INLINE I pair() const {
+    return V::template byte_pair<P % 2>(mn[P / 2]);
+  }
 };
 
 template <class V>
@@ -146,7 +154,9 @@ struct ScalesQ2K {  // sixteen bytes: scale in the low, min in the high nibble
     UNROLL for (int i = 0; i < 4; ++i) s[i] = V::load(body + (1 + i) * kPlaneBytes + 4 * lane);
   }
   template <int G>
-  INLINE I scale() const { return V::and_(V::template byte<G % 4>(s[G / 4]), V::set1(15)); }
+  INLINE I scale() const {
+    return V::and_(V::template byte<G % 4>(s[G / 4]), V::set1(15));
+  }
   template <int P>
   INLINE I pair() const {
     return V::template byte_pair<P % 2>(V::and_(V::template srl<4>(s[P / 2]), V::set1(0x0F0F0F0F)));
@@ -162,9 +172,13 @@ struct ScalesQ6K {  // sixteen signed bytes
     UNROLL for (int i = 0; i < 4; ++i) s[i] = V::load(body + i * kPlaneBytes + 4 * lane);
   }
   template <int G>
-  INLINE I scale() const { return V::template sra<24>(V::template shift<24 - 8 * (G % 4)>(s[G / 4])); }
+  INLINE I scale() const {
+    return V::template sra<24>(V::template shift<24 - 8 * (G % 4)>(s[G / 4]));
+  }
   template <int P>
-  INLINE I pair() const { return V::template signed_byte_pair<P % 2>(s[P / 2]); }
+  INLINE I pair() const {
+    return V::template signed_byte_pair<P % 2>(s[P / 2]);
+  }
 };
 
 template <class V>
@@ -182,9 +196,13 @@ struct ScalesQ3K {  // sixteen 6-bit scales with 32 added, in twelve bytes
     s[3] = V::or_(V::and_(V::template srl<4>(a1), low4), V::and_(V::template srl<2>(a2), two));
   }
   template <int G>
-  INLINE I scale() const { return V::sub(V::template byte<G % 4>(s[G / 4]), V::set1(32)); }
+  INLINE I scale() const {
+    return V::sub(V::template byte<G % 4>(s[G / 4]), V::set1(32));
+  }
   template <int P>
-  INLINE I pair() const { return V::sub16(V::template byte_pair<P % 2>(s[P / 2]), V::set1(0x00200020)); }
+  INLINE I pair() const {
+    return V::sub16(V::template byte_pair<P % 2>(s[P / 2]), V::set1(0x00200020));
+  }
 };
 
 template <class V>
@@ -196,7 +214,8 @@ struct ScalesIQ4XS {  // eight 6-bit scales with 32 added: four bits in a plane,
       : lo(V::load(body + kPlaneBytes + 4 * lane)), hi(V::load_u16(body + 32 + 2 * lane)) {}
   template <int G>
   INLINE I scale() const {
-    const I l = V::and_(V::template srl<4 * G>(lo), V::set1(0x0F)), h = V::and_(V::template shift<4 - 2 * G>(hi), V::set1(0x30));
+    const I l = V::and_(V::template srl<4 * G>(lo), V::set1(0x0F)),
+            h = V::and_(V::template shift<4 - 2 * G>(hi), V::set1(0x30));
     return V::sub(V::or_(l, h), V::set1(32));
   }
   template <int P>
@@ -222,7 +241,8 @@ INLINE void add_block_sums(const Scales& s, const int16_t* bsum, typename V::I (
   }
 }
 
-// ---- K formats: superblocks of 256 columns -----------------------------------------------------------------------------
+// ---- K formats: superblocks of 256 columns
+// -----------------------------------------------------------------------------
 
 // Where things lie in the body of a superblock, and what the block sums mean: kMin: dmin * mins; else scales * kOffset.
 // kInlineD: float16 d (and dmin) fill plane 0; else d lies in the header.
@@ -298,8 +318,8 @@ INLINE void super_rows(const TileArgs& a, int64_t row, int lane, float* out) {
       add_block_sums<V>(scales, bsum, msum);
       if constexpr (F::kMin) {
         const Fl dmin = V::load_half(body + 32 + 2 * lane);
-        UNROLL for (int m = 0; m < M; ++m)
-          acc[m] = V::fnma(V::mul_f(V::to_f(msum[m]), dmin), V::set1_f(d_act[m]), acc[m]);
+        UNROLL for (int m = 0; m < M; ++m) acc[m] =
+            V::fnma(V::mul_f(V::to_f(msum[m]), dmin), V::set1_f(d_act[m]), acc[m]);
       } else {
         UNROLL for (int m = 0; m < M; ++m) total[m] = V::sub(total[m], V::mul(msum[m], V::set1(F::kOffset)));
       }
@@ -317,13 +337,13 @@ INLINE void super_rows(const TileArgs& a, int64_t row, int lane, float* out) {
     }
 
     const Fl d = V::load_half(F::kInlineD ? body + 2 * lane : a.tile + b * 32 + 2 * lane);
-    UNROLL for (int m = 0; m < M; ++m)
-      acc[m] = V::fma(V::mul_f(V::to_f(total[m]), d), V::set1_f(d_act[m]), acc[m]);
+    UNROLL for (int m = 0; m < M; ++m) acc[m] = V::fma(V::mul_f(V::to_f(total[m]), d), V::set1_f(d_act[m]), acc[m]);
   }
   UNROLL for (int m = 0; m < M; ++m) V::store_f(out + m * kTileRows + lane, acc[m]);
 }
 
-// ---- formats with blocks of 32 columns ---------------------------------------------------------------------------------
+// ---- formats with blocks of 32 columns
+// ---------------------------------------------------------------------------------
 
 template <class V, class C, bool Min, int Offset>
 struct BlockFormat {
@@ -376,7 +396,8 @@ INLINE void block_rows(const TileArgs& a, int64_t row, int lane, float* out) {
   UNROLL for (int m = 0; m < M; ++m) V::store_f(out + m * kTileRows + lane, acc[m]);
 }
 
-// ---- floats ------------------------------------------------------------------------------------------------------------
+// ---- floats
+// ------------------------------------------------------------------------------------------------------------
 
 template <class V>
 struct FormatF32 {
@@ -408,7 +429,8 @@ INLINE void float_rows(const TileArgs& a, int64_t row, int lane, float* out) {
   UNROLL for (int m = 0; m < M; ++m) V::store_f(out + m * kTileRows + lane, acc[m]);
 }
 
-// ---- the table -----------------------------------------------------------------------------------------------------------
+// ---- the table
+// -----------------------------------------------------------------------------------------------------------
 
 enum class Plan { super, block, floats };
 
@@ -420,13 +442,17 @@ void tile_kernel(const TileArgs& a) noexcept {
   for (int r = 0; r < N; r += M)
     for (int lane = 0; lane < kTileRows; lane += V::lanes) {
       float* out = a.out + r * kTileRows;
-      if constexpr (P == Plan::super) super_rows<V, F, M>(a, a.row + r, lane, out);
-      else if constexpr (P == Plan::block) block_rows<V, F, M>(a, a.row + r, lane, out);
-      else float_rows<V, F, M>(a, a.row + r, lane, out);
+      if constexpr (P == Plan::super)
+        super_rows<V, F, M>(a, a.row + r, lane, out);
+      else if constexpr (P == Plan::block)
+        block_rows<V, F, M>(a, a.row + r, lane, out);
+      else
+        float_rows<V, F, M>(a, a.row + r, lane, out);
     }
 }
 
-// ---- rows of activations -------------------------------------------------------------------------------------------------
+// ---- rows of activations
+// -------------------------------------------------------------------------------------------------
 
 // Sixteen partial sums, folded by halves: the same order for every number of lanes.
 template <class V>

@@ -25,25 +25,36 @@ struct V256 {
   static INLINE I mul(I a, I b) { return _mm256_mullo_epi32(a, b); }
   static INLINE I max(I a, I b) { return _mm256_max_epi32(a, b); }
   template <int N>
-  static INLINE I srl(I a) { return _mm256_srli_epi32(a, N); }
+  static INLINE I srl(I a) {
+    return _mm256_srli_epi32(a, N);
+  }
   template <int N>
-  static INLINE I sra(I a) { return _mm256_srai_epi32(a, N); }
+  static INLINE I sra(I a) {
+    return _mm256_srai_epi32(a, N);
+  }
   template <int N>  // left for N > 0, right for N < 0
   static INLINE I shift(I a) {
-    if constexpr (N > 0) return _mm256_slli_epi32(a, N);
-    else if constexpr (N < 0) return _mm256_srli_epi32(a, -N);
-    else return a;
+    if constexpr (N > 0)
+      return _mm256_slli_epi32(a, N);
+    else if constexpr (N < 0)
+      return _mm256_srli_epi32(a, -N);
+    else
+      return a;
   }
   template <int B>  // byte B of each lane as int32
-  static INLINE I byte(I a) { return and_(shift<-8 * B>(a), set1(0xFF)); }
+  static INLINE I byte(I a) {
+    return and_(shift<-8 * B>(a), set1(0xFF));
+  }
   template <int P>  // bytes 2P, 2P + 1 of each lane as two int16
   static INLINE I byte_pair(I a) {
-    return _mm256_shuffle_epi8(a, _mm256_setr_epi32(spread<2 * P>(), spread<4 + 2 * P>(), spread<8 + 2 * P>(),
-                                                    spread<12 + 2 * P>(), spread<2 * P>(), spread<4 + 2 * P>(),
-                                                    spread<8 + 2 * P>(), spread<12 + 2 * P>()));
+    return _mm256_shuffle_epi8(
+        a, _mm256_setr_epi32(spread<2 * P>(), spread<4 + 2 * P>(), spread<8 + 2 * P>(), spread<12 + 2 * P>(),
+                             spread<2 * P>(), spread<4 + 2 * P>(), spread<8 + 2 * P>(), spread<12 + 2 * P>()));
   }
   template <int P>
-  static INLINE I signed_byte_pair(I a) { return _mm256_srai_epi16(_mm256_slli_epi16(byte_pair<P>(a), 8), 8); }
+  static INLINE I signed_byte_pair(I a) {
+    return _mm256_srai_epi16(_mm256_slli_epi16(byte_pair<P>(a), 8), 8);
+  }
 
   static INLINE I unit_scale() { return set1(1); }
 
@@ -73,7 +84,9 @@ struct V256 {
 
  protected:
   template <int B>
-  static constexpr int spread() { return static_cast<int>(0x80008000u | unsigned(B) | unsigned(B + 1) << 16); }
+  static constexpr int spread() {
+    return static_cast<int>(0x80008000u | unsigned(B) | unsigned(B + 1) << 16);
+  }
   static INLINE __m128i load128(const uint8_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
   template <class T>
   static INLINE I broadcast(const T* p) {  // the four bytes at p in every lane
@@ -81,5 +94,7 @@ struct V256 {
     std::memcpy(&v, p, 4);
     return set1(v);
   }
-  static INLINE I table(__m128i values, I codes) { return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), codes); }
+  static INLINE I table(__m128i values, I codes) {
+    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(values), codes);
+  }
 };

@@ -28,7 +28,8 @@ class ThreadPool {
 
   int size() const { return n_threads_; }
 
-  // fn is called as fn(int thread_idx, int n_threads) and must not throw. One region at a time: concurrent callers wait.
+  // fn is called as fn(int thread_idx, int n_threads) and must not throw. One region at a time: concurrent callers
+  // wait.
   template <class F>
   void run(F&& fn) {
     using Fn = std::remove_reference_t<F>;
