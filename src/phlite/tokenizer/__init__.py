@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from phlite.tokenizer.base import Tokenizer
+from phlite.tokenizer.chat_template import ChatTemplate, build_chat_template
 from phlite.tokenizer.stream import TextStream
 
-__all__ = ["TextStream", "Tokenizer", "build_tokenizer", "load_tokenizer"]
+__all__ = ["ChatTemplate", "TextStream", "Tokenizer", "build_chat_template", "build_tokenizer", "load_tokenizer"]
 
 
 def build_tokenizer(
