@@ -7,6 +7,7 @@
 #include <cstdlib>
 
 #include "cpu/isa.h"
+#include "cpu/limits.h"
 #include "support/thread_pool.h"
 
 namespace nb = nanobind;
@@ -32,6 +33,12 @@ NB_MODULE(_native, m) {
   nb::class_<ThreadPool>(m, "ThreadPool", "Persistent worker threads shared by the operations of one model.")
       .def(nb::init<int>(), nb::arg("n_threads"))
       .def_prop_ro("n_threads", &ThreadPool::size);
+
+  const auto unlocked = nb::call_guard<nb::gil_scoped_release>();
+  m.def("measure_read_bandwidth", &measure_read_bandwidth, nb::arg("pool"), nb::arg("n_bytes") = size_t{256} << 20,
+        nb::arg("n_rounds") = 5, unlocked, "Bytes per second that the pool reads from memory.");
+  m.def("measure_int8_peak", &measure_int8_peak, nb::arg("pool"), nb::arg("n_rounds") = 5, unlocked,
+        "8-bit multiply-adds per second from registers; 0 without a byte dot product.");
 
   bind_formats(m);
   bind_matmul(m);

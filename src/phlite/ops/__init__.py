@@ -5,7 +5,14 @@
 
 from __future__ import annotations
 
-from phlite._native import isa_name, physical_core_count, select_isa, supported_isas
+from phlite._native import (
+    isa_name,
+    measure_int8_peak,
+    measure_read_bandwidth,
+    physical_core_count,
+    select_isa,
+    supported_isas,
+)
 from phlite.ops.attention import AttentionBatch, KVCache, attention
 from phlite.ops.dequantize import dequantize, embedding
 from phlite.ops.linear import PackedMatrix, ThreadPool, linear, pack_matrix
@@ -20,6 +27,8 @@ __all__ = [
     "embedding",
     "isa_name",
     "linear",
+    "measure_int8_peak",
+    "measure_read_bandwidth",
     "pack_matrix",
     "physical_core_count",
     "select_isa",

@@ -1,0 +1,16 @@
+// The machine's two limits for inference, measured: how fast weights can be read, how fast bytes can be multiplied.
+#pragma once
+#include <cstddef>
+
+#include "support/thread_pool.h"
+
+namespace phlite {
+
+// Bytes per second that the threads of the pool read together from a buffer larger than the caches; best of `n_rounds`.
+double measure_read_bandwidth(ThreadPool& pool, size_t n_bytes, int n_rounds);
+
+// 8-bit multiply-adds per second that the threads reach together from registers with the instruction set in use; 0
+// where it has no byte dot product.
+double measure_int8_peak(ThreadPool& pool, int n_rounds);
+
+}  // namespace phlite
