@@ -2,74 +2,98 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING
 
 import pytest
+from e2e.hub_server import HubServer
+from e2e.terminal import Terminal
+from tiny_models import random_checkpoint, tiny_config, write_gguf
 
-if TYPE_CHECKING:
-    from hub_server import HubServer
-
-
-def load_sibling(name: str) -> ModuleType:
-    """Import a helper file of this folder; under importlib import mode it is on no path."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-hub_server = load_sibling("hub_server")
+Phlite = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
 def hub() -> Iterator[HubServer]:
     """A running hub without repositories."""
-    with hub_server.HubServer().running() as server:
+    with HubServer().running() as server:
         yield server
 
 
 @pytest.fixture
-def hub_environment(hub: HubServer, tmp_path: Path) -> dict[str, str]:
-    """Environment variables that lead to the hub on this machine and to an empty cache."""
+def program_environment(tmp_path: Path) -> dict[str, str]:
+    """Environment variables of a user who has nothing yet and no network."""
+    unwanted = ("HF_", "HUGGINGFACE_", "PHLITE_ISA", "XDG_", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
     return {
-        "HF_ENDPOINT": hub.endpoint,
+        **kept,
+        "HF_ENDPOINT": "http://127.0.0.1:9",
         "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_CACHE": str(tmp_path / "hf" / "hub"),
         "HF_HUB_DOWNLOAD_TIMEOUT": "2",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "NO_PROXY": "127.0.0.1",
         "XDG_STATE_HOME": str(tmp_path / "state"),
+        "TERM": "xterm",
+        "COLUMNS": "100",
+        "INPUTRC": "/dev/null",
     }
 
 
 @pytest.fixture
-def phlite(hub_environment: dict[str, str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+def hub_environment(hub: HubServer, program_environment: dict[str, str]) -> dict[str, str]:
+    """The same, with a way to the hub on this machine."""
+    return {**program_environment, "HF_ENDPOINT": hub.endpoint}
+
+
+@pytest.fixture
+def phlite(program_environment: dict[str, str]) -> Phlite:
     """Run the program as a user does; returns the finished process with text output."""
 
-    def run(*arguments: str, stdin: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "phlite", *arguments],
-            input=stdin,
+    def run(
+        *arguments: str | Path, stdin: str | bytes = "", env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        finished = subprocess.run(
+            command(*arguments),
+            input=stdin.encode() if isinstance(stdin, str) else stdin,
             capture_output=True,
-            text=True,
             timeout=60,
-            env=clean_environment() | hub_environment | (env or {}),
+            check=False,
+            env={**program_environment, **(env or {})},
+        )
+        return subprocess.CompletedProcess(
+            finished.args, finished.returncode, finished.stdout.decode(), finished.stderr.decode()
         )
 
     return run
 
 
-def clean_environment() -> dict[str, str]:
-    """This process's environment without what would change how a program finds models or shows text."""
-    unwanted = ("HF_", "HUGGINGFACE_", "PHLITE_ISA", "XDG_", "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")
-    return {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
+@pytest.fixture
+def terminal(program_environment: dict[str, str]) -> Iterator[Callable[..., Terminal]]:
+    """Start the program on a terminal of its own."""
+    started: list[Terminal] = []
+
+    def start(*arguments: str | Path) -> Terminal:
+        started.append(Terminal(command(*arguments), program_environment))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.close()
+
+
+@pytest.fixture(scope="session")
+def endless_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of random weights: nonsense, and no end of it, as its end tokens are as rare as any other."""
+    config = tiny_config(vocab_size=4096, hidden_size=128, intermediate_size=256, num_attention_heads=2)
+    config |= {"num_key_value_heads": 2, "max_position_embeddings": 131072, "original_max_position_embeddings": 131072}
+    path = tmp_path_factory.mktemp("models") / "endless.gguf"
+    return write_gguf(path, random_checkpoint(config, "F16", seed=1))
+
+
+def command(*arguments: str | Path) -> list[str]:
+    """The program with arguments, and with all warnings shown."""
+    return [sys.executable, "-W", "default", "-m", "phlite", *map(str, arguments)]

@@ -9,17 +9,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import huggingface_hub
 import pytest
+from e2e.hub_server import HubServer
 
 from phlite.errors import DownloadError
 from phlite.hub import cache as hub_cache
 from phlite.hub import cached_models, download, fetch
-
-if TYPE_CHECKING:
-    from hub_server import HubServer
 
 REPO = "someone/Model-GGUF"
 FILE = "model-Q4_K_M.gguf"

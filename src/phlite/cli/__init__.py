@@ -103,4 +103,6 @@ def _suggestion(name: str) -> str:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    from phlite.cli.terminal import printable
+
+    return printable(" ".join(text.split()))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from phlite.cli.parser import Parser, integer, number, or_none
 from phlite.cli.prompt import join_prompt
+from phlite.cli.terminal import printable
 
 if TYPE_CHECKING:
     from phlite.completion import CompletionStream
@@ -158,7 +159,7 @@ def print_pieces(stream: Iterable[str]) -> None:
     last = ""
     try:
         for piece in stream:
-            shown = piece.translate(CONTROL_CHARACTERS) if is_terminal else piece
+            shown = printable(piece) if is_terminal else piece
             sys.stdout.write(shown)
             sys.stdout.flush()
             last = shown or last
@@ -181,6 +182,3 @@ def report(stream: CompletionStream, options: RunOptions) -> None:
         print_stats(completion)
     elif options.verbose_seed:
         print_seed(completion)
-
-
-CONTROL_CHARACTERS = {code: None for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from phlite.cli.parser import Parser
+from phlite.cli.terminal import printable
 from phlite.gguf import GGMLType, GGUFFile, Metadata, file_type_name, load_gguf
 from phlite.hub import fetch, format_bytes
 
@@ -24,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     """Print a summary; with --verbose everything."""
     with load_gguf(fetch(options.name, progress=True).gguf) as file:
         for label, value in _summary(file):
-            print(f"{label:<14}{value}")
+            print(printable(f"{label:<14}{value}"))
         if options.verbose:
             _print_everything(file)
     return 0
@@ -99,24 +100,24 @@ def _tokenizer(metadata: Metadata) -> str:
 def _print_everything(file: GGUFFile) -> None:
     template = file.metadata.get("tokenizer.chat_template")
     if template:
-        print(f"\nchat template\n{_indented(str(template))}")
+        print(printable(f"\nchat template\n{_indented(str(template))}"))
     print("\nmetadata")
     _print_metadata(file.metadata)
     print("\ntensors")
     for tensor in file.tensors.values():
         shape = " x ".join(str(size) for size in tensor.shape)
-        print(f"  {tensor.name:<32} {tensor.type.name:<7} {shape}")
+        print(printable(f"  {tensor.name:<32} {tensor.type.name:<7} {shape}"))
 
 
 def _print_metadata(metadata: Mapping[str, object]) -> None:
     for key, value in metadata.items():
         if key == "tokenizer.chat_template":
             continue
-        text = str(value)
+        text = " ".join(str(value).split())
         if isinstance(value, (list, np.ndarray)):
             head = ", ".join(repr(item) if isinstance(item, str) else str(item) for item in value[:4])
             text = f"[{head}{', ...' if len(value) > 4 else ''}] ({len(value)} values)"
-        print(f"  {key:<46} {text[:MAX_VALUE_CHARACTERS]}")
+        print(printable(f"  {key:<46} {text[:MAX_VALUE_CHARACTERS]}"))
 
 
 def _indented(text: str) -> str:

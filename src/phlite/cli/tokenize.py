@@ -8,6 +8,7 @@ import sys
 
 from phlite.cli.parser import Parser
 from phlite.cli.prompt import join_prompt
+from phlite.cli.terminal import printable
 from phlite.gguf import load_gguf
 from phlite.hub import fetch
 from phlite.tokenizer import build_tokenizer
@@ -31,6 +32,6 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(ids))
         return 0
     for token_id in ids:
-        print(f"{token_id:>7}  {json.dumps(tokenizer.token_text(token_id), ensure_ascii=False)}")
+        print(printable(f"{token_id:>7}  {json.dumps(tokenizer.token_text(token_id), ensure_ascii=False)}"))
     print(f"{len(ids)} tokens, {len(text)} characters", file=sys.stderr)
     return 0

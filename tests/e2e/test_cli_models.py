@@ -1,0 +1,127 @@
+"""pull, list, show, rm: a model's life on this machine, through the real program and a hub on this machine."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from e2e.hub_server import HubServer
+
+Phlite = Callable[..., "subprocess.CompletedProcess[str]"]
+
+REPO = "someone/Tiny-GGUF"
+FILE = "tiny-Q4_K_M.gguf"
+NAME = f"{REPO}:{FILE}"
+
+
+@pytest.fixture
+def online(hub: HubServer, phlite: Phlite, endless_model: Path) -> Phlite:
+    """The program with a hub that has one model."""
+    hub.add(REPO, {FILE: endless_model.read_bytes()})
+    return lambda *arguments, **options: phlite(*arguments, env={"HF_ENDPOINT": hub.endpoint}, **options)
+
+
+def test_a_model_is_pulled_listed_used_and_removed(online: Phlite, hub: HubServer, tmp_path: Path) -> None:
+    pulled = online("pull", REPO)
+    assert (pulled.returncode, pulled.stdout) == (0, "")
+    assert f"{REPO} is ready: {tmp_path}" in pulled.stderr
+    assert NAME in online("list").stdout.split()
+    hub.requests.clear()
+    assert online("run", REPO, "-n", "3", "hello").returncode == 0
+    assert hub.requests == []
+    removed = online("rm", REPO)
+    assert (removed.returncode, removed.stderr.startswith(f"deleted {REPO}, ")) == (0, True)
+    assert "tiny" not in online("list").stdout
+    assert list((tmp_path / "hf" / "hub").glob("models--*")) == []
+
+
+def test_run_downloads_what_is_not_there(online: Phlite) -> None:
+    result = online("run", REPO, "-n", "3", "hello")
+    assert result.returncode == 0
+    assert f"Downloading {FILE}" in result.stderr
+    assert "Downloading" not in result.stdout
+
+
+def test_an_interrupted_pull_goes_on_where_it_ended(
+    online: Phlite, hub: HubServer, hub_environment: dict[str, str]
+) -> None:
+    hub.faults = [("stall", 1 << 16)]
+    command = [sys.executable, "-m", "phlite", "pull", REPO]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=hub_environment) as process:
+        assert hub.stalled.wait(30)
+        wait_for_partial_file(Path(hub_environment["HF_HUB_CACHE"]), 1 << 16)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr.decode().splitlines()[-1] == "interrupted"
+    assert "% of" in online("list").stdout
+    hub.requests.clear()
+    assert online("pull", REPO).returncode == 0
+    assert [request.headers.get("range") for request in hub.content_requests()] == [f"bytes={1 << 16}-"]
+
+
+def wait_for_partial_file(cache: Path, size: int) -> None:
+    """Return when the program has written what the server sent."""
+    deadline_s = time.monotonic() + 30
+    while sum(path.stat().st_size for path in cache.glob("*/blobs/*.incomplete")) < size:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def test_pull_says_what_the_repository_lacks(online: Phlite) -> None:
+    result = online("pull", f"{REPO}:other.gguf")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert f"has no file 'other.gguf'; it has {FILE}" in result.stderr
+
+
+def test_pull_repairs_a_damaged_file(online: Phlite, tmp_path: Path) -> None:
+    online("pull", REPO)
+    (blob,) = (tmp_path / "hf" / "hub").glob("*/blobs/*")
+    content = blob.read_bytes()
+    blob.write_bytes(content[:-1])
+    assert "damaged" in online("list").stdout
+    assert "is fetched again" in online("pull", REPO).stderr
+    assert blob.read_bytes() == content
+
+
+def test_list_as_json_has_one_object_per_model(online: Phlite) -> None:
+    online("pull", REPO)
+    (model,) = (json.loads(line) for line in online("list", "--json").stdout.splitlines())
+    assert (model["name"], model["state"], model["repo"]) == (NAME, "ok", REPO)
+
+
+def test_list_all_shows_what_can_be_downloaded(phlite: Phlite) -> None:
+    shown = phlite("list", "--all").stdout
+    assert "phi3:mini-128k" in shown
+    assert "not downloaded" in shown
+
+
+def test_rm_of_what_is_not_there_says_what_is(phlite: Phlite) -> None:
+    result = phlite("rm", "phi3")
+    assert (result.returncode, result.stderr) == (2, "phlite: phi3 is not downloaded; there is nothing.\n")
+
+
+@pytest.mark.parametrize("name", ["haiku", "MODEL"])
+def test_rm_never_deletes_what_was_not_downloaded(phlite: Phlite, endless_model: Path, name: str) -> None:
+    result = phlite("rm", endless_model if name == "MODEL" else name)
+    assert result.returncode == 2
+    assert "is no downloaded model" in result.stderr
+    assert endless_model.exists()
+
+
+def test_show_describes_a_file(phlite: Phlite, endless_model: Path) -> None:
+    shown = phlite("show", endless_model).stdout
+    for text in ("phi3", "million", "2 layers, 128 wide", "131072 tokens", "SentencePiece BPE, 4096 tokens", "F16"):
+        assert text in shown
+
+
+def test_show_verbose_lists_metadata_and_tensors(phlite: Phlite, endless_model: Path) -> None:
+    shown = phlite("show", "-v", endless_model).stdout
+    assert "phi3.attention.head_count " in shown
+    assert "blk.1.ffn_down.weight" in shown
