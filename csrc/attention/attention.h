@@ -71,6 +71,7 @@ struct AttendArgs {
   const int32_t* hi;           // [n_rows] one past the last visible position
   int32_t first, last;         // positions of the segment to look at: first is a multiple of 64, first < last
   Partial out;
+  bool same_rows;  // the last call with this scratch had the same rows: what was made of q is still there
   float* scratch;  // kernel_scratch_floats(D) floats, 64-byte aligned
 };
 

@@ -28,7 +28,7 @@ struct V {
   using I = __m512i;
   static constexpr int kMostRows = 8;
   static constexpr int kAccumulators = 24;  // of 32 registers, for sum_values
-  static constexpr int kWidenRows = 1 << 30;
+  static constexpr int kWidenRows = 16;     // f16: from here on a block is widened once into scratch
   static constexpr int dot_groups(int rows) { return rows == 8 ? 2 : 4; }
   static constexpr int quant_groups(int rows) { return rows == 8 ? 1 : rows == 4 ? 2 : 4; }
 
@@ -50,10 +50,17 @@ struct V {
   static F load_i8(const uint8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   }
+  // Rounds to nearest, ties to even; returns the sum.
+  static int store_i8(int8_t* p, F x) {
+    const __m512i rounded = _mm512_cvtps_epi32(x);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(rounded));
+    return _mm512_reduce_add_epi32(rounded);
+  }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }
   static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
   static F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static F min(F a, F b) { return _mm512_min_ps(a, b); }
   static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static float first(F x) { return _mm512_cvtss_f32(x); }
 
@@ -105,6 +112,7 @@ struct V {
 
 // clang-format off: each of them uses the one before
 #include "rope/rope.inl"
+#include "attention/round.inl"
 #include "attention/row_ops.inl"
 #include "attention/tile.inl"
 // clang-format on

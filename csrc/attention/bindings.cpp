@@ -105,11 +105,11 @@ void bind_attention(nb::module_& m) {
       .def_prop_ro("dtype", [](const KVCache& c) { return std::string(c.dtype()); })
       .def_prop_ro("block_bytes", &KVCache::block_bytes)
       .def("copy_block", &KVCache::copy_block, nb::arg("src"), nb::arg("dst"))
-      .def("read", &read_cache, nb::arg("layer_idx"), nb::arg("block_table"), nb::arg("n_positions"));
+      .def("read", &read_cache, nb::arg("layer_idx"), nb::arg("block_table").noconvert(), nb::arg("n_positions"));
 
   nb::class_<Batch>(m, "AttentionBatch", "The ragged batch of one step, shared by all layers.")
-      .def("__init__", &build_batch, nb::arg("positions"), nb::arg("seq_starts"), nb::arg("block_tables"),
-           nb::arg("cos_sin"))
+      .def("__init__", &build_batch, nb::arg("positions").noconvert(), nb::arg("seq_starts").noconvert(),
+           nb::arg("block_tables").noconvert(), nb::arg("cos_sin").noconvert())
       .def_prop_ro("n_tokens", &Batch::n_tokens)
       .def_prop_ro("n_seqs", &Batch::n_seqs);
 

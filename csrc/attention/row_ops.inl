@@ -1,48 +1,39 @@
 // What is done once per head vector: rounding to the cache's types. Plain loops with internal linkage, read inside the
-// target region of each kernel file, so that the compiler widens them; every step is rounded on its own and the bits do
-// not depend on the instruction set. No includes: support/fp16.h and attention.h come first.
+// target region of each kernel file; every step is rounded on its own, so the bits do not depend on the instruction
+// set. No includes: support/fp16.h and attention.h come first, and two functions of the kernel file:
+//   float largest(const float* x)                              max|x| of 32 values
+//   int quantize(const float* x, float scale, int8_t* q)       q = x / scale of 32 values, to nearest, ties to even,
+//                                                              within +-127; all 0 for scale 0; returns the sum of q
 
 static constexpr float kRound = 12582912.0f;        // 1.5 * 2^23: adding it rounds to an integer, ties to even
 static constexpr float kSmallestScale = 0x1p-100f;  // below it a block counts as zero, so 1 / scale stays finite
 static constexpr float kLargestValue = 1e30f;       // larger values count as this one, so a scale stays finite
-
-// The scale of n <= 32 values: max|x| / 127, or 0.
-static inline float quant_scale(const float* x, int n) noexcept {
-  float most = 0.0f;
-  for (int i = 0; i < n; ++i) {
-    const float a = x[i] < 0.0f ? -x[i] : x[i];
-    most = a > most ? a : most;
-  }
-  most = most > kLargestValue ? kLargestValue : most;
-  const float scale = most / 127.0f;
-  return scale < kSmallestScale ? 0.0f : scale;
-}
 
 // The next bfloat16 that is not smaller: rounding up keeps every value within 127 steps.
 static inline uint16_t bf16_up(float positive) noexcept {
   return static_cast<uint16_t>((float_bits(positive) + 0xffffu) >> 16);
 }
 
-// q[0..n) = x / scale to nearest, q[n..32) = 0; returns the sum of q.
-static inline int quantize(const float* x, int n, float scale, int8_t* q) noexcept {
-  const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
-  int sum = 0;
-  for (int i = 0; i < n; ++i) {
-    float v = x[i] * inverse;
-    v = v >= -127.0f ? v : -127.0f;
-    v = v <= 127.0f ? v : 127.0f;
-    const int rounded = static_cast<int>((v + kRound) - kRound);
-    q[i] = static_cast<int8_t>(rounded);
-    sum += rounded;
-  }
-  for (int i = n; i < kQuant; ++i) q[i] = 0;
-  return sum;
+static inline float scale_of(float most) noexcept {
+  const float scale = (most > kLargestValue ? kLargestValue : most) / 127.0f;
+  return scale < kSmallestScale ? 0.0f : scale;
 }
 
 static inline float saturate_to_half(float x) noexcept {
   x = x > 65504.0f ? 65504.0f : x;
   return x < -65504.0f ? -65504.0f : x;
 }
+
+// 32 values of a vector of which `left` remain; zeros after its end.
+struct Block32 {
+  float padded[kQuant];
+  const float* x;
+  Block32(const float* from, int left) noexcept : x(from) {
+    if (left >= kQuant) return;
+    for (int i = 0; i < kQuant; ++i) padded[i] = i < left ? from[i] : 0.0f;
+    x = padded;
+  }
+};
 
 static inline void write_q8(const HeadLayout& layout, uint8_t* head, int slot, const float* k,
                             const float* v) noexcept {
@@ -54,13 +45,13 @@ static inline void write_q8(const HeadLayout& layout, uint8_t* head, int slot, c
   uint16_t* v_scales = reinterpret_cast<uint16_t*>(head + layout.v_scales) + slot * nq;
   int8_t q[kQuant];
   for (int b = 0; b < nq; ++b) {
-    const int n = D - b * kQuant < kQuant ? D - b * kQuant : kQuant;
-    k_scales[b * kLanes] = bf16_up(quant_scale(k + b * kQuant, n));
-    quantize(k + b * kQuant, n, bf16_to_fp32(k_scales[b * kLanes]), q);
+    const Block32 key(k + b * kQuant, D - b * kQuant), value(v + b * kQuant, D - b * kQuant);
+    k_scales[b * kLanes] = bf16_up(scale_of(largest(key.x)));
+    quantize(key.x, bf16_to_fp32(k_scales[b * kLanes]), q);
     for (int i = 0; i < kQuant; ++i)
       k_out[(b * (kQuant / 4) + i / 4) * kLanes * 4 + i % 4] = static_cast<uint8_t>(q[i] + 128);
-    v_scales[b] = bf16_up(quant_scale(v + b * kQuant, n));
-    quantize(v + b * kQuant, n, bf16_to_fp32(v_scales[b]), v_out + b * kQuant);
+    v_scales[b] = bf16_up(scale_of(largest(value.x)));
+    quantize(value.x, bf16_to_fp32(v_scales[b]), v_out + b * kQuant);
   }
 }
 
@@ -103,10 +94,10 @@ static inline void quantize_queries(const AttendArgs& a, const Scratch& s) noexc
   const int D = a.layout->head_dim, Dq = a.layout->v_stride, nq = a.layout->n_quant();
   for (int r = 0; r < a.n_rows; ++r) {
     for (int b = 0; b < nq; ++b) {
-      const int n = D - b * kQuant < kQuant ? D - b * kQuant : kQuant;
-      const float scale = quant_scale(a.q[r] + b * kQuant, n);
+      const Block32 block(a.q[r] + b * kQuant, D - b * kQuant);
+      const float scale = scale_of(largest(block.x));
       s.q_scale[r * nq + b] = scale;
-      s.q_sum[r * nq + b] = quantize(a.q[r] + b * kQuant, n, scale, s.q + static_cast<size_t>(r) * Dq + b * kQuant);
+      s.q_sum[r * nq + b] = quantize(block.x, scale, s.q + static_cast<size_t>(r) * Dq + b * kQuant);
     }
   }
 }

@@ -9,6 +9,25 @@
 namespace phlite::attention {
 namespace {
 
+float largest(const float* x) noexcept {
+  float most = 0.0f;
+  for (int i = 0; i < kQuant; ++i) most = std::fabs(x[i]) > most ? std::fabs(x[i]) : most;
+  return most;
+}
+
+int quantize(const float* x, float scale, int8_t* q) noexcept {
+  const float inverse = scale > 0.0f ? 1.0f / scale : 0.0f;
+  int sum = 0;
+  for (int i = 0; i < kQuant; ++i) {
+    float v = x[i] * inverse;
+    v = v >= -127.0f ? v : -127.0f;  // also for NaN, so the conversion is defined
+    v = v <= 127.0f ? v : 127.0f;
+    q[i] = static_cast<int8_t>(std::nearbyint(v));
+    sum += q[i];
+  }
+  return sum;
+}
+
 #include "attention/row_ops.inl"
 #include "rope/rope.inl"
 
@@ -98,7 +117,7 @@ void attend_block(const AttendArgs& a, const Scratch& s, const uint8_t* head, in
 void attend(const AttendArgs& a) noexcept {
   const Scratch s(a.scratch, a.layout->head_dim);
   const int stride = o_stride(a.layout->head_dim);
-  if (a.layout->type == KVType::q8_0) quantize_queries(a, s);
+  if (a.layout->type == KVType::q8_0 && !a.same_rows) quantize_queries(a, s);
   for (int r = 0; r < a.n_rows; ++r) {
     a.out.m[r] = kNoScore;
     std::memset(s.l + r * kLanes, 0, kLanes * sizeof(float));

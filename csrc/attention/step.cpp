@@ -167,6 +167,7 @@ class Step {
       a.first = std::max(s * kSegment, lo[0] / kBlock * kBlock);
       a.last = std::min((s + 1) * kSegment, hi[t.n_rows - 1]);
       a.out = s == first ? out : *spare;
+      a.same_rows = s > first;
       kernels_.attend(a);
       if (s > first) kernels_.merge(out, *spare, t.n_rows, o_stride(D_));
     }

@@ -43,18 +43,26 @@ static inline void dot_rows(const float* const* q, const typename E::T* k, int D
   constexpr int kLines = MR <= 2 ? E::kSize * kBlock / 64 * NG / 4 : 0;  // V bytes per step of d, in cache lines
   const size_t group = static_cast<size_t>(D) * kLanes;
   V::F acc[MR][NG];
+#pragma GCC unroll 8
   for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 8
     for (int g = 0; g < NG; ++g) acc[r][g] = V::zero();
   for (int d = 0; d < D; ++d) {
     V::F key[NG];
+#pragma GCC unroll 8
     for (int g = 0; g < NG; ++g) key[g] = E::load(k + g * group + static_cast<size_t>(d) * kLanes);
+#pragma GCC unroll 8
     for (int i = 0; i < kLines; ++i) V::prefetch(ahead + (static_cast<size_t>(d) * kLines + i) * 64);
+#pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
       const V::F x = V::set1(q[r][d]);
+#pragma GCC unroll 8
       for (int g = 0; g < NG; ++g) acc[r][g] = V::fma(x, key[g], acc[r][g]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 8
     for (int g = 0; g < NG; ++g) V::store(scores + r * kBlock + g * kLanes, acc[r][g]);
 }
 
@@ -65,32 +73,44 @@ static inline void dot_rows_q8(const AttendArgs& a, const Scratch& s, int row, c
   const int Dq = a.layout->v_stride, nq = Dq / kQuant;
   const size_t group = static_cast<size_t>(Dq) * kLanes;
   V::F acc[MR][NG];
+#pragma GCC unroll 8
   for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 8
     for (int g = 0; g < NG; ++g) acc[r][g] = V::zero();
   for (int b = 0; b < nq; ++b) {
     V::I dot[MR][NG];
+#pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
       const V::I start = V::dot_start(s.q_sum[(row + r) * nq + b]);
+#pragma GCC unroll 8
       for (int g = 0; g < NG; ++g) dot[r][g] = start;
     }
     for (int i = b * (kQuant / 4); i < (b + 1) * (kQuant / 4); ++i) {
       V::I key[NG];
+#pragma GCC unroll 8
       for (int g = 0; g < NG; ++g) key[g] = V::load_bytes(k + g * group + static_cast<size_t>(i) * kLanes * 4);
+#pragma GCC unroll 8
       for (int x = 0; x < kLines; ++x) V::prefetch(ahead + (static_cast<size_t>(i) * kLines + x) * 64);
+#pragma GCC unroll 8
       for (int r = 0; r < MR; ++r) {
         const V::I four = V::set4(s.q + static_cast<size_t>(row + r) * Dq + i * 4);
+#pragma GCC unroll 8
         for (int g = 0; g < NG; ++g) dot[r][g] = V::dot4(dot[r][g], key[g], four);
       }
     }
+#pragma GCC unroll 8
     for (int g = 0; g < NG; ++g) {
       const V::F scale = V::load_bf16(k_scales + (g * nq + b) * kLanes);
+#pragma GCC unroll 8
       for (int r = 0; r < MR; ++r) {
         const V::F both = V::mul(V::set1(s.q_scale[(row + r) * nq + b]), scale);
         acc[r][g] = V::fma(both, V::to_float(dot[r][g]), acc[r][g]);
       }
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 8
     for (int g = 0; g < NG; ++g) V::store(scores + r * kBlock + g * kLanes, acc[r][g]);
 }
 
@@ -158,16 +178,21 @@ static inline void sum_values(const AttendArgs& a, const Scratch& s, const Block
   float* o = a.out.o + static_cast<size_t>(row) * stride + vec * kLanes;
   const uint8_t* ahead = block.next + static_cast<size_t>(vec) * kLanes * kBlock * E::kSize;
   V::F acc[MR][NV];
+#pragma GCC unroll 8
   for (int r = 0; r < MR; ++r) {
     const V::F alpha = V::set1(s.alpha[row + r]);
+#pragma GCC unroll 8
     for (int i = 0; i < NV; ++i) acc[r][i] = V::mul(V::load(o + r * stride + i * kLanes), alpha);
   }
   for (int j = from; j < to; ++j) {
     V::F p[MR];
+#pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) p[r] = V::set1(s.scores[r * kBlock + j]);
     if constexpr (MR <= 2)
+#pragma GCC unroll 8
       for (int x = 0; x < kRowBytes; x += 64) V::prefetch(ahead + static_cast<size_t>(j) * kRowBytes + x);
     const size_t at = static_cast<size_t>(j) * v_stride + vec * kLanes;
+#pragma GCC unroll 8
     for (int i = 0; i < NV; ++i) {
       V::F value;
       if constexpr (E::kSize == 1) {
@@ -177,10 +202,13 @@ static inline void sum_values(const AttendArgs& a, const Scratch& s, const Block
       } else {
         value = E::load(static_cast<const typename E::T*>(block.v) + at + i * kLanes);
       }
+#pragma GCC unroll 8
       for (int r = 0; r < MR; ++r) acc[r][i] = V::fma(p[r], value, acc[r][i]);
     }
   }
+#pragma GCC unroll 8
   for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 8
     for (int i = 0; i < NV; ++i) V::store(o + r * stride + i * kLanes, acc[r][i]);
 }
 
@@ -228,6 +256,7 @@ template <class KE, class VE, int MR>
 static inline void attend_rows(const AttendArgs& a, const Scratch& s, const BlockView& block, int32_t base,
                                int row) noexcept {
   int from[MR], to[MR], least = kBlock, most = 0;
+#pragma GCC unroll 8
   for (int r = 0; r < MR; ++r) {
     from[r] = a.lo[row + r] > base ? a.lo[row + r] - base : 0;
     to[r] = a.hi[row + r] < base + kBlock ? a.hi[row + r] - base : kBlock;
@@ -237,6 +266,7 @@ static inline void attend_rows(const AttendArgs& a, const Scratch& s, const Bloc
   }
   if (least >= most) return;
   score_rows<KE, MR>(a, s, block, row, least, most);
+#pragma GCC unroll 8
   for (int r = 0; r < MR; ++r) {
     float* scores = s.scores + r * kBlock;
     if (from[r] < to[r]) {
@@ -304,7 +334,7 @@ static void attend(const AttendArgs& a) noexcept {
       }
       break;
     case KVType::q8_0:
-      quantize_queries(a, s);
+      if (!a.same_rows) quantize_queries(a, s);
       if (a.n_rows >= 8) {
         attend_segment<QuantKV, FloatKV>(a, s);
       } else {

@@ -26,8 +26,6 @@ class KVCache(_native.KVCache):
     dtype: "f16"; "q8_0": int8 with one bfloat16 scale per position and 32 dims; "f32". f16 stores values beyond
            ±65504 as ±65504.
     attributes: n_layers, n_blocks, n_kv_heads, head_dim, dtype, block_bytes (one block in all layers together)
-    methods:    copy_block(src, dst) copies one block over another in all layers;
-                read(layer_idx, block_table, n_positions) returns (k, v), float32[n_positions, Hkv, D] each
     raises:     RequestError for an unknown dtype or when there is no memory; ShapeError for dimensions below 1 or a
                 head_dim that is odd or above 256
     """
@@ -44,6 +42,24 @@ class KVCache(_native.KVCache):
                 f"no memory for a {dtype} KV cache of {n_blocks} blocks of {BLOCK_POSITIONS} positions in {n_layers} "
                 f"layers with {n_kv_heads} heads of {head_dim}; use a shorter context or a q8_0 cache"
             ) from None
+
+    def copy_block(self, src: int, dst: int) -> None:
+        """Copy one block over another in all layers; raise ShapeError when one of them does not exist."""
+        try:
+            super().copy_block(src, dst)
+        except ValueError as error:
+            raise ShapeError(str(error)) from None
+
+    def read(self, layer_idx: int, block_table: I32, n_positions: int) -> tuple[F32, F32]:
+        """Return the keys (rotated) and values of the first positions of a sequence, float32[n_positions, Hkv, D] each.
+
+        block_table: int32[n], n >= ceil(n_positions / 64)
+        raises:      ShapeError when a layer or block does not exist or the table is too short
+        """
+        try:
+            return super().read(layer_idx, block_table, n_positions)
+        except (ValueError, TypeError) as error:
+            raise ShapeError(str(error)) from None
 
 
 class AttentionBatch(_native.AttentionBatch):

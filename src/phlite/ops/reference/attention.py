@@ -49,7 +49,7 @@ def round_kv(x: F32, dtype: str) -> F32:
 
 
 def round_query(q: F32, dtype: str) -> F32:
-    """Return float64[..., D]: queries as they meet keys of this dtype; int8 with a float32 scale per 32 dims for q8_0."""
+    """Return float64[..., D]: queries as they meet keys of this dtype: int8 with a scale per 32 dims for q8_0."""
     if dtype != "q8_0":
         return q.astype(np.float64)
     scales, codes = _quantize(q, round_up=False)
