@@ -19,7 +19,7 @@ import numpy as np
 from phlite.completion import AsyncCompletionStream, Completion, CompletionStream, Transcript
 from phlite.engine import Engine, SamplingParams
 from phlite.engine.shared import SharedEngine
-from phlite.errors import RequestError
+from phlite.errors import ModelFileError, RequestError
 from phlite.memory import available_memory_bytes
 from phlite.models.base import CausalLM
 
@@ -36,6 +36,7 @@ PromptIds = list[int]
 SEQUENCES_OF_CACHE = 8
 SHARE_OF_MEMORY = 0.5
 SMALLEST_CONTEXT = 512
+LARGEST_CACHE_TOKENS = 1 << 22  # a file may claim any context; tables of some bytes per position are made in advance
 MEMORY_IF_UNKNOWN = 4 << 30
 
 logger = logging.getLogger("phlite")
@@ -101,6 +102,12 @@ class LLM:
         file = load_gguf(local.gguf)
         tokenizer = build_tokenizer(file.metadata, source=str(local.gguf))
         model = build_model(file, pool=pool)
+        if tokenizer.vocab_size > model.config.vocab_size:
+            raise ModelFileError(
+                f"{local.gguf}: the vocabulary has {tokenizer.vocab_size} tokens and the model rows for "
+                f"{model.config.vocab_size}; expected a row for each token, so vocabulary and weights do not belong "
+                "together"
+            )
         engine = build_engine(model, n_ctx=n_ctx, kv_type=kv_type, eos_ids=tokenizer.stop_ids)
         load_ms = (time.perf_counter() - started_s) * 1e3
         logger.info(
@@ -322,7 +329,7 @@ def build_engine(model: CausalLM, *, n_ctx: int | None, kv_type: str, eos_ids: I
     """Return an engine whose cache fits the free memory, with room for several sequences of n_ctx tokens if it can."""
     limit = model.config.max_position_embeddings
     free_bytes = available_memory_bytes() or MEMORY_IF_UNKNOWN
-    n_fitting = int(free_bytes * SHARE_OF_MEMORY) // model.kv_bytes_per_token(kv_type)
+    n_fitting = min(int(free_bytes * SHARE_OF_MEMORY) // model.kv_bytes_per_token(kv_type), LARGEST_CACHE_TOKENS)
     if n_ctx is None:
         n_ctx = min(limit, max(n_fitting // 64 * 64, SMALLEST_CONTEXT))
     elif n_ctx > n_fitting:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import runpy
 import struct
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from hostile.make_corpus import valid_file
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +15,7 @@ from phlite.errors import ModelFileError, UnsupportedModelError
 from phlite.gguf import load_gguf
 from phlite.ops.dequantize import dequantize
 
-VALID: bytes = runpy.run_path(str(Path(__file__).with_name("make_corpus.py")))["valid_file"]()
+VALID = valid_file()
 HEADER_BYTES = len(VALID) - 100
 
 # What a careless parser trips over: signs, powers of two, and their neighbours.

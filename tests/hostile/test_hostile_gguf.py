@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import os
-import runpy
 import time
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from hostile.make_corpus import Case, cases, valid_file, write_case
 
 from phlite.errors import ModelFileError, UnsupportedModelError
 from phlite.gguf import GGUFFile, load_gguf
 from phlite.ops.dequantize import dequantize
 
-_CORPUS = runpy.run_path(str(Path(__file__).with_name("make_corpus.py")))
-CASES: list[Any] = list(_CORPUS["cases"]())
-write_case = _CORPUS["write_case"]
+CASES = list(cases())
 
 MAX_SECONDS = 5.0  # hundreds of times what the slowest takes on an idle machine
 MAX_COPIES = 6  # Python's memory may be this many times the bytes of the file that are not a hole
@@ -36,7 +33,7 @@ def read_everything(path: Path) -> GGUFFile:
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
-def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any, Path]]:
+def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Case, Path]]:
     if request.param.sparse_bytes and os.name == "nt":
         pytest.skip("the file is sparse, which NTFS does not do unasked")
     path = write_case(request.param, tmp_path)
@@ -45,7 +42,7 @@ def case(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Any, 
         path.unlink()
 
 
-def test_hostile_files_are_refused_with_a_reason_in_time_and_sound_ones_load(case: tuple[Any, Path]) -> None:
+def test_hostile_files_are_refused_with_a_reason_in_time_and_sound_ones_load(case: tuple[Case, Path]) -> None:
     expected, path = case
     start, message = time.perf_counter(), None
     try:
@@ -62,7 +59,7 @@ def test_hostile_files_are_refused_with_a_reason_in_time_and_sound_ones_load(cas
         assert len(message) < 1000
 
 
-def test_hostile_files_take_memory_in_proportion_to_their_size(case: tuple[Any, Path]) -> None:
+def test_hostile_files_take_memory_in_proportion_to_their_size(case: tuple[Case, Path]) -> None:
     expected, path = case
     tracemalloc.start()
     try:
@@ -76,7 +73,7 @@ def test_hostile_files_take_memory_in_proportion_to_their_size(case: tuple[Any, 
 
 
 def test_a_file_cut_at_any_byte_is_refused(tmp_path: Path) -> None:
-    whole = _CORPUS["valid_file"]()
+    whole = valid_file()
     path = tmp_path / "cut.gguf"
     for length in range(len(whole)):
         path.write_bytes(whole[:length])

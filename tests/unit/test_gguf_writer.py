@@ -168,7 +168,7 @@ def test_values_that_do_not_fit_their_type_are_refused(
         writer.add("key", value, value_type)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("key", ["", "general.alignment", "twice", "x" * 65536])
+@pytest.mark.parametrize("key", ["", "general.alignment", "twice", "x" * 1025])
 def test_bad_keys_are_refused(tmp_path: Path, key: str) -> None:
     writer = GGUFWriter(tmp_path / "never.gguf")
     writer.add("twice", "x")

@@ -1,5 +1,6 @@
 """GGUF model files: a bounded, zero-copy reader, a streaming writer and the container's types. Knows no model."""
 
+from phlite.gguf.cursor import quoted
 from phlite.gguf.metadata import Metadata, MetadataValue
 from phlite.gguf.reader import GGUFFile, Tensor, load_gguf
 from phlite.gguf.types import BLOCK_SIZES, FileType, GGMLType, ValueType, file_type_name, tensor_bytes
@@ -17,5 +18,6 @@ __all__ = [
     "ValueType",
     "file_type_name",
     "load_gguf",
+    "quoted",
     "tensor_bytes",
 ]

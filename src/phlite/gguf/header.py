@@ -28,7 +28,7 @@ from phlite.gguf.types import BLOCK_SIZES, OTHER_GGML_TYPES, SCALAR_FORMATS, GGM
 MAX_ARRAY_STRINGS: Final = 1 << 22
 MAX_KEYS: Final = 1 << 16
 MAX_TENSORS: Final = 1 << 16
-MAX_KEY_BYTES: Final = (1 << 16) - 1
+MAX_KEY_BYTES: Final = 1024  # the format allows 65535, no key known has 80, and messages quote keys
 MAX_NAME_BYTES: Final = 64
 MAX_DIMS: Final = 4
 

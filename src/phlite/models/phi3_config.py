@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from phlite.errors import ModelFileError, UnsupportedModelError
-from phlite.gguf import Metadata
+from phlite.gguf import Metadata, quoted
 from phlite.layers.rope import longrope_attention_factor
 from phlite.layers.weights import Weights
 from phlite.models.hf_config import INERT_KEYS, HFConfig
@@ -119,7 +119,7 @@ class Phi3Config:
             max_position_embeddings=max_positions,
             original_max_position_embeddings=original,
             rms_norm_eps=metadata.get_float(f"{arch}.attention.layer_norm_rms_epsilon", minimum=0.0, maximum=1.0),
-            rope_theta=metadata.get_float(f"{arch}.rope.freq_base", 10000.0, minimum=1.0),
+            rope_theta=metadata.get_float(f"{arch}.rope.freq_base", 10000.0, minimum=1.0, maximum=1e30),
             rotary_dim=rotary_dim,
             sliding_window=metadata.get_int(f"{arch}.attention.sliding_window", default_window, minimum=0) or None,
             tie_word_embeddings="lm_head.weight" not in weights,
@@ -131,8 +131,8 @@ class Phi3Config:
         unused = metadata.unused(f"{arch}.")
         if unused:
             raise UnsupportedModelError(
-                f"{metadata.source}: metadata key {unused[0]!r} has no meaning in a Phi-3 class model; expected only "
-                "the keys that a converter writes for one, since leaving it out could compute another model"
+                f"{metadata.source}: metadata key {quoted(unused[0])} has no meaning in a Phi-3 class model; expected "
+                "only the keys that a converter writes for one, since leaving it out could compute another model"
             )
         _check(config, metadata.source)
         return config

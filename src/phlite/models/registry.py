@@ -7,7 +7,7 @@ import os
 
 from phlite import ops
 from phlite.errors import UnsupportedModelError
-from phlite.gguf import GGUFFile, load_gguf
+from phlite.gguf import GGUFFile, load_gguf, quoted
 from phlite.models.base import CausalLM
 from phlite.models.phi3 import Phi3ForCausalLM
 
@@ -35,12 +35,12 @@ def build_model(file: GGUFFile, *, pool: ops.ThreadPool) -> CausalLM:
     metadata = file.metadata
     kind = metadata.get_str("general.type", "model")
     if kind != "model":
-        raise UnsupportedModelError(f"{metadata.source}: the file holds a {kind!r}, expected a 'model'")
+        raise UnsupportedModelError(f"{metadata.source}: the file holds a {quoted(kind)}, expected a 'model'")
     architecture = metadata.get_str("general.architecture")
     if architecture not in ARCHITECTURES:
-        nearest = difflib.get_close_matches(architecture, ARCHITECTURES, n=1, cutoff=0.0)[0]
+        nearest = difflib.get_close_matches(architecture[:80], ARCHITECTURES, n=1, cutoff=0.0)[0]
         raise UnsupportedModelError(
-            f"{metadata.source}: architecture {architecture!r} is not implemented; the nearest that is, is "
+            f"{metadata.source}: architecture {quoted(architecture)} is not implemented; the nearest that is, is "
             f"{nearest!r}, of {', '.join(ARCHITECTURES)}"
         )
     return ARCHITECTURES[architecture].from_gguf(file, pool=pool)

@@ -70,7 +70,7 @@ def _pattern(vocabulary: GGUFVocabulary) -> str | None:
         pre = "phi-2"  # files from before the key existed
     if pre not in PRE_TOKENIZERS:
         raise UnsupportedModelError(
-            f"{vocabulary.source}: tokenizer.ggml.pre: got {pre!r}, expected one of {', '.join(PRE_TOKENIZERS)}; "
+            f"{vocabulary.source}: tokenizer.ggml.pre: got {pre[:80]!r}, expected one of {', '.join(PRE_TOKENIZERS)}; "
             "another pre-tokenizer would cut the text into other ids"
         )
     return PRE_TOKENIZERS[pre]

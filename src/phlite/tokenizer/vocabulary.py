@@ -92,7 +92,7 @@ def read_vocabulary(metadata: Mapping[str, object], *, source: str = "model file
     model = keys.one("model", str)
     if model not in ("llama", "gpt2"):
         raise UnsupportedModelError(
-            f"{source}: {_PREFIX}model: got {model!r}, expected 'llama' (SentencePiece) or 'gpt2' (byte-level BPE)"
+            f"{source}: {_PREFIX}model: got {model[:80]!r}, expected 'llama' (SentencePiece) or 'gpt2' (byte-level BPE)"
         )
     keys.check_known()
     tokens = keys.many("tokens", str)
