@@ -78,9 +78,10 @@ def _with_flags_of_config(data: dict[str, object], config: Mapping[str, object],
 
     returns: whether anything changed
     """
-    decoder = config.get("added_tokens_decoder", {})
-    own = data.get("added_tokens", [])
-    if not isinstance(decoder, dict) or not isinstance(own, list) or not all(isinstance(t, dict) for t in own):
+    decoder, own = config.get("added_tokens_decoder", {}), data.get("added_tokens", [])
+    if not isinstance(own, list) or not all(isinstance(token, dict) for token in own):
+        return False  # check_pipeline says what is wrong with it
+    if not isinstance(decoder, dict):
         raise ModelFileError(f"{source}: added_tokens_decoder: got {type(decoder).__name__}, expected an object")
     by_id = {token.get("id"): token for token in own}
     changed = False
