@@ -28,6 +28,7 @@ class TransformersModel:
 
         logging.set_verbosity_error()
         self._torch = torch
+        torch.set_num_threads(1)  # the products are small, and other threads are busy
         config = copy.deepcopy(checkpoint.config)  # transformers writes into the nested ones
         del config["model_type"]
         self.model = Phi3ForCausalLM(Phi3Config(**config, bos_token_id=1, eos_token_id=None, pad_token_id=0)).eval()
@@ -74,7 +75,7 @@ def llama_cpp_model() -> Callable[..., Any]:
         return llama_cpp.Llama(
             str(path),
             n_ctx=n_ctx,
-            n_threads=2,
+            n_threads=1,  # its threads wait busily for each other, which takes minutes on a machine at work
             logits_all=True,
             verbose=False,
             flash_attn=False,
