@@ -8,7 +8,7 @@
 //   f16, f32   K [64/16][D][16]      16 positions side by side: 16 scores come out of one chain of multiply-adds
 //              V [64][Dp]            Dp = D rounded up to 16, the padding is zero and its results are dropped
 //   q8_0       K uint8  [64/16][Dq/4][16][4] = value + 128, K scales bfloat16 [64/16][Dq/32][16]
-//              V int8   [64][Dq],                           V scales bfloat16 [64][Dq/32]
+//              V int8   [64/2][Dq][2], two positions side by side, V scales bfloat16 [Dq/32][64]
 //              Dq = D rounded up to 32; the scale is max|x| / 127 of 32 dims, rounded up; value = x / scale to nearest
 // f16 values beyond +-65504 are stored as +-65504, so a masked key can never make a NaN of its neighbours.
 //
@@ -17,13 +17,16 @@
 //   q8_0: s[j] = chain over 32-blocks of fma(qscale * kscale[j], float(exact int32 dot), s)
 //   in tiles of one block: m' = max(m, s); l = fma(l, 2^(m - m'), tile sum by lane j % 16); o = o * 2^(m - m'), then
 //   chain over j of fma(p[j], v[j], o)
+//   q8_0: the last chain is in integers: per tile and 32 dims, w[j] = p[j] * vscale[j], W[j] = w[j] * 32767 / max w to
+//   nearest, o = fma(float(exact int32 sum of W[j] v[j]), max w / 32767, o * 2^(m - m'))
 //   in segments of 512 absolute positions, each started afresh and merged in order: o = fma(o', a', o * a)
 // So the order of all sums depends on the position of the query, its window and D alone: not on threads, neighbours,
 // chunks or the instruction set. Every kernel file gives the same bits as scalar.cpp.
 //
 // Error against exact arithmetic on the stored K and V, eps = 2^-24: a score is off by at most
 // (D + 3) eps sum_d |q k| log2(e) softmax_scale, p by 2 ulp of 2^x, a sum over n keys by (n + 16) eps of sum p |v|.
-// int32 dots: |dot| <= 32 * 255 * 127 < 2^21, exact in float32.
+// int32 dots: |dot| <= 32 * 255 * 127 < 2^21, exact in float32. int32 sums: |sum| <= 64 * 32767 * 127 < 2^28.
+// q8_0 adds at most 64 / 65534 of max |v|, typically a hundredth of that: half a step of W for each key.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -72,7 +75,7 @@ struct AttendArgs {
   int32_t first, last;         // positions of the segment to look at: first is a multiple of 64, first < last
   Partial out;
   bool same_rows;  // the last call with this scratch had the same rows: what was made of q is still there
-  float* scratch;  // kernel_scratch_floats(D) floats, 64-byte aligned
+  float* scratch;  // Scratch(nullptr, D).n_floats floats, 64-byte aligned; see scratch.h
 };
 
 struct Kernels {
@@ -84,9 +87,6 @@ struct Kernels {
   // total = total (earlier positions) merged with next; o rows have o_stride floats.
   void (*merge)(const Partial& total, const Partial& next, int n_rows, int o_stride) noexcept;
 };
-
-// Floats of scratch that `attend` needs besides its output.
-size_t kernel_scratch_floats(int head_dim);
 
 inline int o_stride(int head_dim) { return (head_dim + 31) / 32 * 32; }
 

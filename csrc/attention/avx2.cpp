@@ -8,8 +8,8 @@
 
 #include <cstring>
 
-#include "attention/attention.h"
 #include "attention/exp2.h"
+#include "attention/scratch.h"
 #include "support/fp16.h"
 
 #if defined(__clang__)
@@ -32,6 +32,8 @@ struct V {
   static constexpr int kAccumulators = 6;  // pairs of registers, for sum_values
   static constexpr int kWidenRows = 8;
   static constexpr int dot_groups(int rows) { return 4 / rows; }
+  static constexpr int kQuantRows = 2;
+  static constexpr int quant_blocks(int rows) { return rows == 2 ? 1 : 2; }
   static constexpr int quant_groups(int rows) { return rows == 1 ? 2 : 1; }
 
   static F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
@@ -54,11 +56,6 @@ struct V {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load128(p)), 16));
   }
   static F load_bf16(const uint16_t* p) { return {widen_bf16(p), widen_bf16(p + 8)}; }
-  static F load_i8(const uint8_t* p) {
-    const __m128i bytes = load128(p);
-    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
-            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
-  }
   // Rounds to nearest, ties to even; returns the sum.
   static int store_i8(int8_t* p, F x) {
     const __m256i a = _mm256_cvtps_epi32(x.a), b = _mm256_cvtps_epi32(x.b);
@@ -135,6 +132,31 @@ struct V {
   }
   static I dot4(I sum, I key, I four) { return {dot4_8(sum.a, key.a, four), dot4_8(sum.b, key.b, four)}; }
   static F to_float(I x) { return {_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)}; }
+
+  static I zero_i() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+  static I widen_i8(const int8_t* p) {
+    return {_mm256_cvtepi8_epi16(load128(p)), _mm256_cvtepi8_epi16(load128(p + 16))};
+  }
+  static __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static I load_i16(const int16_t* p) { return {load256(p), load256(p + 16)}; }
+  static void store_wide(int16_t* p, I x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x.a);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 16), x.b);
+  }
+  // Rounds 16 floats within int16 to nearest, ties to even.
+  static void store_i16(int16_t* p, F x) {
+    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x.a), _mm256_cvtps_epi32(x.b));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(words, 0xd8));
+  }
+  static I set2(const int16_t* p) {
+    int32_t two;
+    std::memcpy(&two, p, sizeof two);
+    return {_mm256_set1_epi32(two), _mm256_set1_epi32(two)};
+  }
+  static I dot2(I sum, I value, I two) {
+    return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(value.a, two.a)),
+            _mm256_add_epi32(sum.b, _mm256_madd_epi16(value.b, two.b))};
+  }
 
   static void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 };

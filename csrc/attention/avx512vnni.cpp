@@ -8,8 +8,8 @@
 
 #include <cstring>
 
-#include "attention/attention.h"
 #include "attention/exp2.h"
+#include "attention/scratch.h"
 #include "support/fp16.h"
 
 #if defined(__clang__)
@@ -17,6 +17,7 @@
                              apply_to = function)
 #elif defined(__GNUC__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 warns inside its own intrinsics (bug 105593)
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")
 #endif
 
@@ -30,6 +31,8 @@ struct V {
   static constexpr int kAccumulators = 24;  // of 32 registers, for sum_values
   static constexpr int kWidenRows = 16;     // f16: from here on a block is widened once into scratch
   static constexpr int dot_groups(int rows) { return rows == 8 ? 2 : 4; }
+  static constexpr int kQuantRows = 8;
+  static constexpr int quant_blocks(int rows) { return rows == 8 ? 1 : rows == 4 ? 3 : 4; }
   static constexpr int quant_groups(int rows) { return rows == 8 ? 1 : rows == 4 ? 2 : 4; }
 
   static F zero() { return _mm512_setzero_ps(); }
@@ -46,9 +49,6 @@ struct V {
   static F load_bf16(const uint16_t* p) {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-  }
-  static F load_i8(const uint8_t* p) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   }
   // Rounds to nearest, ties to even; returns the sum.
   static int store_i8(int8_t* p, F x) {
@@ -106,6 +106,23 @@ struct V {
   static I dot_start(int32_t q_sum) { return _mm512_set1_epi32(-128 * q_sum); }
   static I dot4(I sum, I key, I four) { return _mm512_dpbusd_epi32(sum, key, four); }
   static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
+
+  static I zero_i() { return _mm512_setzero_si512(); }
+  static I widen_i8(const int8_t* p) {
+    return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static I load_i16(const int16_t* p) { return _mm512_loadu_si512(p); }
+  static void store_wide(int16_t* p, I x) { _mm512_storeu_si512(p, x); }
+  // Rounds 16 floats within int16 to nearest, ties to even.
+  static void store_i16(int16_t* p, F x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x)));
+  }
+  static I set2(const int16_t* p) {
+    int32_t two;
+    std::memcpy(&two, p, sizeof two);
+    return _mm512_set1_epi32(two);
+  }
+  static I dot2(I sum, I value, I two) { return _mm512_dpwssd_epi32(sum, value, two); }
 
   static void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
 };

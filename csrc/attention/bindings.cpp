@@ -19,6 +19,7 @@ namespace {
 using attention::Batch;
 using attention::KVCache;
 using Floats = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Heads = nb::ndarray<float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
 using ConstFloats = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using ConstInts = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using ConstTables = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
@@ -73,23 +74,20 @@ void run_attention(const Floats& qkv, const Floats& out, KVCache& cache, int lay
                          layer_idx, batch, pool);
 }
 
-nb::tuple read_cache(const KVCache& cache, int layer_idx, const ConstInts& block_table, int n_positions) {
+void read_cache(const KVCache& cache, int layer_idx, const ConstInts& block_table, const Heads& k, const Heads& v) {
   require(layer_idx >= 0 && layer_idx < cache.n_layers(),
           "KV cache: layer " + std::to_string(layer_idx) + " does not exist");
-  require(n_positions >= 0 &&
-              static_cast<size_t>(n_positions) <= block_table.shape(0) * static_cast<size_t>(attention::kBlock),
-          "KV cache: the block table is too short for " + std::to_string(n_positions) + " positions");
-  for (int i = 0; i < (n_positions + attention::kBlock - 1) / attention::kBlock; ++i)
+  const size_t n = k.shape(0);
+  for (const Heads* x : {&k, &v})
+    require(x->shape(0) == n && x->shape(1) == static_cast<size_t>(cache.n_kv_heads()) &&
+                x->shape(2) == static_cast<size_t>(cache.head_dim()),
+            "KV cache: the arrays to read to have a wrong shape");
+  require(n <= block_table.shape(0) * attention::kBlock,
+          "KV cache: the block table is too short for " + std::to_string(n) + " positions");
+  for (size_t i = 0; i < (n + attention::kBlock - 1) / attention::kBlock; ++i)
     require(block_table.data()[i] >= 0 && block_table.data()[i] < cache.n_blocks(),
             "KV cache: block " + std::to_string(block_table.data()[i]) + " does not exist");
-  const size_t n = static_cast<size_t>(n_positions), H = cache.n_kv_heads(), D = cache.head_dim();
-  float* k = new float[n * H * D + 1];
-  nb::capsule k_owner(k, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-  float* v = new float[n * H * D + 1];
-  nb::capsule v_owner(v, [](void* p) noexcept { delete[] static_cast<float*>(p); });
-  cache.read(layer_idx, block_table.data(), n_positions, k, v);
-  return nb::make_tuple(nb::ndarray<nb::numpy, float>(k, {n, H, D}, k_owner),
-                        nb::ndarray<nb::numpy, float>(v, {n, H, D}, v_owner));
+  cache.read(layer_idx, block_table.data(), static_cast<int>(n), k.data(), v.data());
 }
 
 }  // namespace
@@ -105,7 +103,8 @@ void bind_attention(nb::module_& m) {
       .def_prop_ro("dtype", [](const KVCache& c) { return std::string(c.dtype()); })
       .def_prop_ro("block_bytes", &KVCache::block_bytes)
       .def("copy_block", &KVCache::copy_block, nb::arg("src"), nb::arg("dst"))
-      .def("read", &read_cache, nb::arg("layer_idx"), nb::arg("block_table").noconvert(), nb::arg("n_positions"));
+      .def("read", &read_cache, nb::arg("layer_idx"), nb::arg("block_table").noconvert(), nb::arg("k").noconvert(),
+           nb::arg("v").noconvert());
 
   nb::class_<Batch>(m, "AttentionBatch", "The ragged batch of one step, shared by all layers.")
       .def("__init__", &build_batch, nb::arg("positions").noconvert(), nb::arg("seq_starts").noconvert(),

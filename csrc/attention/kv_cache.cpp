@@ -56,9 +56,10 @@ Element element(const HeadLayout& layout, const uint8_t* head, int slot, int d) 
   const auto* k_scales = reinterpret_cast<const uint16_t*>(head + layout.k_scales);
   const auto* v_scales = reinterpret_cast<const uint16_t*>(head + layout.v_scales);
   const int kq = head[((static_cast<size_t>(group) * (Dq / 4) + d / 4) * kLanes + lane) * 4 + d % 4] - 128;
-  const int vq = reinterpret_cast<const int8_t*>(head + layout.v)[v_at];
+  const int vq =
+      reinterpret_cast<const int8_t*>(head + layout.v)[(static_cast<size_t>(slot / 2) * Dq + d) * 2 + slot % 2];
   return {static_cast<float>(kq) * bf16_to_fp32(k_scales[(group * nq + d / kQuant) * kLanes + lane]),
-          static_cast<float>(vq) * bf16_to_fp32(v_scales[slot * nq + d / kQuant])};
+          static_cast<float>(vq) * bf16_to_fp32(v_scales[d / kQuant * kBlock + slot])};
 }
 
 }  // namespace

@@ -1,13 +1,15 @@
 // What is done once per head vector: rounding to the cache's types. Plain loops with internal linkage, read inside the
 // target region of each kernel file; every step is rounded on its own, so the bits do not depend on the instruction
-// set. No includes: support/fp16.h and attention.h come first, and two functions of the kernel file:
+// set. No includes: support/fp16.h and scratch.h come first, and two functions of the kernel file:
 //   float largest(const float* x)                              max|x| of 32 values
 //   int quantize(const float* x, float scale, int8_t* q)       q = x / scale of 32 values, to nearest, ties to even,
 //                                                              within +-127; all 0 for scale 0; returns the sum of q
 
-static constexpr float kRound = 12582912.0f;        // 1.5 * 2^23: adding it rounds to an integer, ties to even
 static constexpr float kSmallestScale = 0x1p-100f;  // below it a block counts as zero, so 1 / scale stays finite
 static constexpr float kLargestValue = 1e30f;       // larger values count as this one, so a scale stays finite
+
+static constexpr float kMostWeight = 32767.0f;       // p * vscale as int16
+static constexpr float kSmallestWeight = 0x1p-100f;  // a tile whose largest p * vscale is below it adds nothing
 
 // The next bfloat16 that is not smaller: rounding up keeps every value within 127 steps.
 static inline uint16_t bf16_up(float positive) noexcept {
@@ -16,7 +18,7 @@ static inline uint16_t bf16_up(float positive) noexcept {
 
 static inline float scale_of(float most) noexcept {
   const float scale = (most > kLargestValue ? kLargestValue : most) / 127.0f;
-  return scale < kSmallestScale ? 0.0f : scale;
+  return scale >= kSmallestScale ? scale : 0.0f;  // also for NaN: a scale in the cache is always finite
 }
 
 static inline float saturate_to_half(float x) noexcept {
@@ -41,8 +43,8 @@ static inline void write_q8(const HeadLayout& layout, uint8_t* head, int slot, c
   const int group = slot / kLanes, lane = slot % kLanes;
   uint8_t* k_out = head + static_cast<size_t>(group) * Dq * kLanes + lane * 4;
   uint16_t* k_scales = reinterpret_cast<uint16_t*>(head + layout.k_scales) + group * nq * kLanes + lane;
-  int8_t* v_out = reinterpret_cast<int8_t*>(head + layout.v) + static_cast<size_t>(slot) * Dq;
-  uint16_t* v_scales = reinterpret_cast<uint16_t*>(head + layout.v_scales) + slot * nq;
+  int8_t* v_out = reinterpret_cast<int8_t*>(head + layout.v) + static_cast<size_t>(slot / 2) * Dq * 2 + slot % 2;
+  uint16_t* v_scales = reinterpret_cast<uint16_t*>(head + layout.v_scales) + slot;
   int8_t q[kQuant];
   for (int b = 0; b < nq; ++b) {
     const Block32 key(k + b * kQuant, D - b * kQuant), value(v + b * kQuant, D - b * kQuant);
@@ -50,8 +52,9 @@ static inline void write_q8(const HeadLayout& layout, uint8_t* head, int slot, c
     quantize(key.x, bf16_to_fp32(k_scales[b * kLanes]), q);
     for (int i = 0; i < kQuant; ++i)
       k_out[(b * (kQuant / 4) + i / 4) * kLanes * 4 + i % 4] = static_cast<uint8_t>(q[i] + 128);
-    v_scales[b] = bf16_up(scale_of(largest(value.x)));
-    quantize(value.x, bf16_to_fp32(v_scales[b]), v_out + b * kQuant);
+    v_scales[b * kBlock] = bf16_up(scale_of(largest(value.x)));
+    quantize(value.x, bf16_to_fp32(v_scales[b * kBlock]), q);
+    for (int i = 0; i < kQuant; ++i) v_out[(b * kQuant + i) * 2] = q[i];
   }
 }
 
@@ -63,31 +66,6 @@ static inline void write_f32(const HeadLayout& layout, uint8_t* head, int slot, 
   for (int d = 0; d < D; ++d) k_out[d * kLanes] = k[d];
   for (int d = 0; d < D; ++d) v_out[d] = v[d];
 }
-
-// How a kernel lays out the scratch memory of `attend`.
-struct Scratch {
-  float* scores;   // [8][kBlock]
-  float* l;        // [kTileRows][kLanes] sums by lane
-  float* alpha;    // [kTileRows] factors of the old sums in this tile
-  float* q_scale;  // [kTileRows][n_quant]
-  int32_t* q_sum;  // [kTileRows][n_quant]
-  int8_t* q;       // [kTileRows][Dq]
-  float* k_tile;   // [kBlock * Dq] a block widened to float, for many rows
-  float* v_tile;   // [kBlock * Dq]
-
-  Scratch(float* at, int head_dim) noexcept {
-    const int Dq = o_stride(head_dim), nq = Dq / kQuant;
-    scores = at;
-    l = scores + 8 * kBlock;
-    alpha = l + kTileRows * kLanes;
-    q_scale = alpha + kTileRows;
-    q_sum = reinterpret_cast<int32_t*>(q_scale + kTileRows * nq);
-    float* after = q_scale + 2 * kTileRows * nq;
-    q = reinterpret_cast<int8_t*>(after);
-    k_tile = after + kTileRows * Dq / 4;
-    v_tile = k_tile + kBlock * Dq;
-  }
-};
 
 // Rounds the queries of all rows to int8 for a q8_0 cache.
 static inline void quantize_queries(const AttendArgs& a, const Scratch& s) noexcept {

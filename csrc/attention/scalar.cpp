@@ -2,8 +2,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "attention/attention.h"
 #include "attention/exp2.h"
+#include "attention/scratch.h"
 #include "support/fp16.h"
 
 namespace phlite::attention {
@@ -62,11 +62,7 @@ float k_value(const HeadLayout& layout, const uint8_t* head, int j, int d) noexc
 float v_value(const HeadLayout& layout, const uint8_t* head, int j, int d) noexcept {
   const size_t at = static_cast<size_t>(j) * layout.v_stride + d;
   if (layout.type == KVType::f32) return reinterpret_cast<const float*>(head + layout.v)[at];
-  if (layout.type == KVType::f16) return fp16_to_fp32(reinterpret_cast<const uint16_t*>(head + layout.v)[at]);
-  const auto* scales = reinterpret_cast<const uint16_t*>(head + layout.v_scales);
-  // bfloat16 scale times 7-bit integer: exact
-  return bf16_to_fp32(scales[j * layout.n_quant() + d / kQuant]) *
-         static_cast<float>(reinterpret_cast<const int8_t*>(head + layout.v)[at]);
+  return fp16_to_fp32(reinterpret_cast<const uint16_t*>(head + layout.v)[at]);
 }
 
 float score(const AttendArgs& a, const Scratch& s, const uint8_t* head, int row, int j) noexcept {
@@ -88,6 +84,29 @@ float score(const AttendArgs& a, const Scratch& s, const uint8_t* head, int row,
   return sum;
 }
 
+// o = o * alpha + p v for int8 values: p * vscale is rounded to int16 per 32 dims.
+void add_values_q8(const HeadLayout& layout, const uint8_t* head, const float* p, int from, int to, float alpha,
+                   float* o) noexcept {
+  const int Dq = layout.v_stride;
+  const auto* scales = reinterpret_cast<const uint16_t*>(head + layout.v_scales);
+  const auto* v = reinterpret_cast<const int8_t*>(head + layout.v);
+  for (int b = 0; b < layout.n_quant(); ++b) {
+    float w[kBlock], most = 0.0f;
+    for (int j = from; j < to; ++j) {
+      w[j] = p[j] * bf16_to_fp32(scales[b * kBlock + j]);
+      most = w[j] > most ? w[j] : most;
+    }
+    const bool counts = most >= kSmallestWeight;
+    const float inverse = counts ? kMostWeight / most : 0.0f, scale = counts ? most / kMostWeight : 0.0f;
+    for (int d = b * kQuant; d < (b + 1) * kQuant; ++d) {
+      int sum = 0;
+      for (int j = from; j < to; ++j)
+        sum += static_cast<int>(std::nearbyint(w[j] * inverse)) * v[(static_cast<size_t>(j / 2) * Dq + d) * 2 + j % 2];
+      o[d] = std::fma(static_cast<float>(sum), scale, o[d] * alpha);
+    }
+  }
+}
+
 // One row over one block; positions `from` to `to` of it are visible.
 void attend_block(const AttendArgs& a, const Scratch& s, const uint8_t* head, int row, int from, int to) noexcept {
   const HeadLayout& layout = *a.layout;
@@ -107,6 +126,7 @@ void attend_block(const AttendArgs& a, const Scratch& s, const uint8_t* head, in
     l[i] = std::fma(l[i], alpha, tile_sum);
   }
   float* o = a.out.o + static_cast<size_t>(row) * o_stride(layout.head_dim);
+  if (layout.type == KVType::q8_0) return add_values_q8(layout, head, p, from, to, alpha, o);
   for (int d = 0; d < layout.head_dim; ++d) {
     float sum = o[d] * alpha;
     for (int j = from; j < to; ++j) sum = std::fma(p[j], v_value(layout, head, j, d), sum);

@@ -8,6 +8,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "attention/scratch.h"
+
 namespace phlite::attention {
 namespace {
 
@@ -85,7 +87,7 @@ class Step {
     const bool few = n_tasks < static_cast<int64_t>(kTasksPerThread) * pool_.size() && batch_.longest() > kSegment;
 
     const size_t starts_bytes = round64((n_seqs + 1 + (few ? n_tasks + 1 : 0)) * sizeof(int64_t));
-    thread_floats_ = round64(kernel_scratch_floats(D_) + 2 * partial_floats_);
+    thread_floats_ = round64(Scratch(nullptr, D_).n_floats + 2 * partial_floats_);
     const size_t fixed_bytes = starts_bytes + pool_.size() * thread_floats_ * sizeof(float);
     cache_.scratch.reserve(fixed_bytes);
     lay_out(starts_bytes);
@@ -188,7 +190,7 @@ class Step {
 
   void attend_whole(int thread) const {
     float* scratch = scratch_of(thread);
-    float* after = scratch + kernel_scratch_floats(D_);
+    float* after = scratch + Scratch(nullptr, D_).n_floats;
     const Partial total = partial_at(after), spare = partial_at(after + partial_floats_);
     for (int64_t i; (i = pool_.take_chunk(1)) < n_tasks_;) {
       const Task t = task(i);
@@ -233,13 +235,6 @@ class Step {
 };
 
 }  // namespace
-
-size_t kernel_scratch_floats(int head_dim) {
-  const size_t Dq = o_stride(head_dim), nq = Dq / kQuant;
-  const size_t n =
-      8 * kBlock + kTileRows * kLanes + kTileRows + 2 * kTileRows * nq + kTileRows * Dq / 4 + 2 * kBlock * Dq;
-  return (n + 15) / 16 * 16;
-}
 
 const Kernels& kernels(Isa isa) {
 #if defined(__x86_64__) || defined(_M_X64)

@@ -23,8 +23,14 @@ struct FloatKV {
   static V::F load(const float* p) { return V::load(p); }
 };
 
-struct QuantKV {
+struct QuantKV {  // int8 as stored
   static constexpr int kSize = 1;
+  static V::I load(const void* values, size_t at) { return V::widen_i8(static_cast<const int8_t*>(values) + at); }
+};
+
+struct WideKV {  // int8 values widened to int16
+  static constexpr int kSize = 2;
+  static V::I load(const void* values, size_t at) { return V::load_i16(static_cast<const int16_t*>(values) + at); }
 };
 
 // One block of one head.
@@ -194,14 +200,7 @@ static inline void sum_values(const AttendArgs& a, const Scratch& s, const Block
     const size_t at = static_cast<size_t>(j) * v_stride + vec * kLanes;
 #pragma GCC unroll 8
     for (int i = 0; i < NV; ++i) {
-      V::F value;
-      if constexpr (E::kSize == 1) {
-        const auto* scales = reinterpret_cast<const uint16_t*>(block.head + a.layout->v_scales);
-        const float scale = bf16_to_fp32(scales[j * (v_stride / kQuant) + (vec + i) / 2]);
-        value = V::mul(V::set1(scale), V::load_i8(block.head + a.layout->v + at + i * kLanes));
-      } else {
-        value = E::load(static_cast<const typename E::T*>(block.v) + at + i * kLanes);
-      }
+      const V::F value = E::load(static_cast<const typename E::T*>(block.v) + at + i * kLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < MR; ++r) acc[r][i] = V::fma(p[r], value, acc[r][i]);
     }
@@ -250,6 +249,93 @@ static inline void value_rows(const AttendArgs& a, const Scratch& s, const Block
   }
 }
 
+// ---- values of q8_0 ---------------------------------------------------------------------------------------------
+
+// The int16 weights p * vscale of the row whose p lie in scores row r.
+static inline void round_weights(const AttendArgs& a, const Scratch& s, const BlockView& block, int r) noexcept {
+  const int nq = a.layout->v_stride / kQuant;
+  const float* p = s.scores + r * kBlock;
+  const auto* scales = reinterpret_cast<const uint16_t*>(block.head + a.layout->v_scales);
+  const V::F p0 = V::load(p), p1 = V::load(p + 16), p2 = V::load(p + 32), p3 = V::load(p + 48);
+  for (int b = 0; b < nq; ++b, scales += kBlock) {
+    const V::F w0 = V::mul(p0, V::load_bf16(scales)), w1 = V::mul(p1, V::load_bf16(scales + 16));
+    const V::F w2 = V::mul(p2, V::load_bf16(scales + 32)), w3 = V::mul(p3, V::load_bf16(scales + 48));
+    const float most = V::max_of(V::max(V::max(w0, w1), V::max(w2, w3)));
+    const bool counts = most >= kSmallestWeight;
+    const V::F inverse = V::set1(counts ? kMostWeight / most : 0.0f);
+    s.w_scale[r * nq + b] = counts ? most / kMostWeight : 0.0f;
+    int16_t* w = s.w + (r * nq + b) * kBlock;
+    V::store_i16(w, V::mul(w0, inverse));
+    V::store_i16(w + 16, V::mul(w1, inverse));
+    V::store_i16(w + 32, V::mul(w2, inverse));
+    V::store_i16(w + 48, V::mul(w3, inverse));
+  }
+}
+
+// Rows row .. row + MR - 1, weights from row r of the scratch on, NB blocks of 32 dims from block b on.
+template <class E, int MR, int NB>
+static inline void sum_values_q8(const AttendArgs& a, const Scratch& s, const BlockView& block, int row, int r0, int b,
+                                 int from, int to) noexcept {
+  const int stride = o_stride(a.layout->head_dim), Dq = a.layout->v_stride, nq = Dq / kQuant;
+  const uint8_t* ahead = block.next + static_cast<size_t>(b) * kQuant * kBlock;
+  V::I acc[MR][2 * NB];
+#pragma GCC unroll 8
+  for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 8
+    for (int i = 0; i < 2 * NB; ++i) acc[r][i] = V::zero_i();
+  for (int pair = from / 2; pair < (to + 1) / 2; ++pair) {
+    if constexpr (MR <= 2)
+#pragma GCC unroll 8
+      for (int i = 0; i < NB; ++i) V::prefetch(ahead + (static_cast<size_t>(pair) * NB + i) * 64);
+#pragma GCC unroll 8
+    for (int i = 0; i < 2 * NB; ++i) {
+      const V::I value = E::load(block.v, (static_cast<size_t>(pair) * Dq + b * kQuant + i * kLanes) * 2);
+#pragma GCC unroll 8
+      for (int r = 0; r < MR; ++r)
+        acc[r][i] = V::dot2(acc[r][i], value, V::set2(s.w + ((r0 + r) * nq + b + i / 2) * kBlock + pair * 2));
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < MR; ++r) {
+    const V::F alpha = V::set1(s.alpha[row + r]);
+    float* o = a.out.o + static_cast<size_t>(row + r) * stride + b * kQuant;
+#pragma GCC unroll 8
+    for (int i = 0; i < 2 * NB; ++i) {
+      const V::F scale = V::set1(s.w_scale[(r0 + r) * nq + b + i / 2]);
+      V::store(o + i * kLanes, V::fma(V::to_float(acc[r][i]), scale, V::mul(V::load(o + i * kLanes), alpha)));
+    }
+  }
+}
+
+template <class E, int MR>
+static inline void value_rows_q8(const AttendArgs& a, const Scratch& s, const BlockView& block, int row, int from,
+                                 int to) noexcept {
+  constexpr int kRows = MR < V::kQuantRows ? MR : V::kQuantRows;
+  constexpr int kMost = V::quant_blocks(kRows);
+  const int n = a.layout->v_stride / kQuant;
+  for (int r = 0; r < MR; ++r) round_weights(a, s, block, r);
+  for (int r = 0; r < MR; r += kRows) {
+    for (int b = 0; b < n;) {
+      const int left = n - b, parts = (left + kMost - 1) / kMost, nb = (left + parts - 1) / parts;
+      switch (nb) {
+        case 1:
+          sum_values_q8<E, kRows, 1>(a, s, block, row + r, r, b, from, to);
+          break;
+        case 2:
+          if constexpr (kMost >= 2) sum_values_q8<E, kRows, 2>(a, s, block, row + r, r, b, from, to);
+          break;
+        case 3:
+          if constexpr (kMost >= 3) sum_values_q8<E, kRows, 3>(a, s, block, row + r, r, b, from, to);
+          break;
+        default:
+          if constexpr (kMost >= 4) sum_values_q8<E, kRows, 4>(a, s, block, row + r, r, b, from, to);
+          break;
+      }
+      b += nb;
+    }
+  }
+}
+
 // ---- rows over a block, blocks of a segment ---------------------------------------------------------------------
 
 template <class KE, class VE, int MR>
@@ -276,7 +362,11 @@ static inline void attend_rows(const AttendArgs& a, const Scratch& s, const Bloc
       s.alpha[row + r] = 1.0f;
     }
   }
-  value_rows<VE, MR>(a, s, block, row, least, most);
+  if constexpr (KE::kSize == 1) {
+    value_rows_q8<VE, MR>(a, s, block, row, least, most);
+  } else {
+    value_rows<VE, MR>(a, s, block, row, least, most);
+  }
 }
 
 template <class KE, class VE>
@@ -297,12 +387,11 @@ static inline void attend_segment(const AttendArgs& a, const Scratch& s) noexcep
         V::store(s.v_tile + i, V::load_f16(static_cast<const uint16_t*>(block.v) + i));
       block.k = s.k_tile;
       block.v = s.v_tile;
-    } else if (a.layout->type == KVType::q8_0 && VE::kSize == 4) {
-      const auto* scales = reinterpret_cast<const uint16_t*>(block.head + a.layout->v_scales);
-      for (size_t i = 0; i < n_values; i += kLanes)
-        V::store(s.v_tile + i,
-                 V::mul(V::set1(bf16_to_fp32(scales[i / kQuant])), V::load_i8(block.head + a.layout->v + i)));
-      block.v = s.v_tile;
+    } else if (a.layout->type == KVType::q8_0 && VE::kSize == 2) {
+      auto* wide = reinterpret_cast<int16_t*>(s.v_tile);
+      for (size_t i = 0; i < n_values; i += 2 * kLanes)
+        V::store_wide(wide + i, V::widen_i8(static_cast<const int8_t*>(block.v) + i));
+      block.v = wide;
     }
     int row = 0;
     if constexpr (V::kMostRows >= 8)
@@ -336,7 +425,7 @@ static void attend(const AttendArgs& a) noexcept {
     case KVType::q8_0:
       if (!a.same_rows) quantize_queries(a, s);
       if (a.n_rows >= 8) {
-        attend_segment<QuantKV, FloatKV>(a, s);
+        attend_segment<QuantKV, WideKV>(a, s);
       } else {
         attend_segment<QuantKV, QuantKV>(a, s);
       }

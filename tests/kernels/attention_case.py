@@ -120,7 +120,8 @@ class AttentionCase:
 
         A score (in powers of two) is a chain of D products: off by (D + 3) eps sum |q k|. p = 2^(s - m) is off by that
         twice (s and m), times ln 2, and by 2 ulp. Then sum(p v) / sum(p): twice the relative error of p, and n + 16
-        roundings of the sums of n keys, each relative to max |v|.
+        roundings of the sums of n keys, each relative to max |v|. q8_0 rounds p v_scale to int16: half a step of
+        max p / 32767 for each of the 64 keys of a tile, whose values reach 127 steps of a scale rounded up to bfloat16.
         """
         q, k, v = self.heads(seq)
         k, v = reference.round_kv(k, self.dtype), reference.round_kv(v, self.dtype)
@@ -128,4 +129,5 @@ class AttentionCase:
         score = (self.head_dim + 3) * EPS * norms * self.head_dim**-0.5 * LOG2_E
         relative_p = 2 * score * np.log(2) + 4 * EPS
         n_keys = self.n_tokens[seq] if self.sliding_window == 0 else min(self.n_tokens[seq], self.sliding_window)
-        return float((2 * relative_p + (n_keys + 16) * EPS) * np.abs(v).max())
+        weights = 64 * 0.5 / 32767 * 1.02 if self.dtype == "q8_0" else 0.0
+        return float((2 * relative_p + (n_keys + 16) * EPS + weights) * np.abs(v).max())

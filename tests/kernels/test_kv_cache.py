@@ -26,7 +26,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 def stored(case: AttentionCase) -> tuple[np.ndarray, np.ndarray]:
     cache = case.cache()
     case.step(cache, ops.ThreadPool(1), {0: (0, case.n_tokens[0])})
-    return cache.read(0, case.block_tables()[0], case.n_tokens[0])
+    return cache.positions(0, case.block_tables()[0], case.n_tokens[0])
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "q8_0"])
@@ -88,8 +88,8 @@ def test_copying_a_block_copies_every_layer_and_head() -> None:
     cache.copy_block(0, 1)
     for layer_idx in range(2):
         for source, copy in zip(
-            cache.read(layer_idx, np.array([0], np.int32), 64),
-            cache.read(layer_idx, np.array([1], np.int32), 64),
+            cache.positions(layer_idx, np.array([0], np.int32), 64),
+            cache.positions(layer_idx, np.array([1], np.int32), 64),
             strict=True,
         ):
             assert np.array_equal(source, copy)

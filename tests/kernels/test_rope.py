@@ -22,7 +22,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 def stored_keys(case: AttentionCase) -> np.ndarray:
     cache = case.cache()
     case.step(cache, ops.ThreadPool(1), {0: (0, case.n_tokens[0])})
-    return cache.read(0, case.block_tables()[0], case.n_tokens[0])[0]
+    return cache.positions(0, case.block_tables()[0], case.n_tokens[0])[0]
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

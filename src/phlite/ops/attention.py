@@ -50,16 +50,18 @@ class KVCache(_native.KVCache):
         except ValueError as error:
             raise ShapeError(str(error)) from None
 
-    def read(self, layer_idx: int, block_table: I32, n_positions: int) -> tuple[F32, F32]:
-        """Return the keys (rotated) and values of the first positions of a sequence, float32[n_positions, Hkv, D] each.
+    def positions(self, layer_idx: int, block_table: I32, n: int) -> tuple[F32, F32]:
+        """Return the keys (rotated) and values of the first n positions of a sequence, float32[n, Hkv, D] each.
 
-        block_table: int32[n], n >= ceil(n_positions / 64)
+        block_table: int32[m], m >= ceil(n / 64)
         raises:      ShapeError when a layer or block does not exist or the table is too short
         """
+        k, v = (np.empty((n, self.n_kv_heads, self.head_dim), np.float32) for _ in range(2))
         try:
-            return super().read(layer_idx, block_table, n_positions)
+            self.read(layer_idx, block_table, k, v)
         except (ValueError, TypeError) as error:
             raise ShapeError(str(error)) from None
+        return k, v
 
 
 class AttentionBatch(_native.AttentionBatch):

@@ -48,12 +48,12 @@ def round_kv(x: F32, dtype: str) -> F32:
     return (codes * scales[..., None]).astype(np.float32).reshape(*x.shape[:-1], -1)[..., : x.shape[-1]]
 
 
-def round_query(q: F32, dtype: str) -> F32:
+def round_query(q: F32, dtype: str) -> F64:
     """Return float64[..., D]: queries as they meet keys of this dtype: int8 with a scale per 32 dims for q8_0."""
     if dtype != "q8_0":
         return q.astype(np.float64)
     scales, codes = _quantize(q, round_up=False)
-    product = codes.astype(np.float64) * scales[..., None].astype(np.float64)
+    product: F64 = codes.astype(np.float64) * scales[..., None].astype(np.float64)
     return product.reshape(*q.shape[:-1], -1)[..., : q.shape[-1]]
 
 
@@ -75,7 +75,8 @@ def attend(q: F64, k: F32, v: F32, positions: I32, *, softmax_scale: float, slid
     scores = np.where(visible(positions, len(k), sliding_window)[None], scores, -np.inf)
     p = np.exp(scores - scores.max(axis=-1, keepdims=True))
     p /= p.sum(axis=-1, keepdims=True)
-    return np.einsum("hts,shd->thd", p, values)
+    out: F64 = np.einsum("hts,shd->thd", p, values)
+    return out
 
 
 def _quantize(x: F32, *, round_up: bool) -> tuple[F32, F32]:
