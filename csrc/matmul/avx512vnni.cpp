@@ -33,6 +33,7 @@ struct V512 {
   static INLINE I set1(int32_t v) { return _mm512_set1_epi32(v); }
   static INLINE F set1_f(float v) { return _mm512_set1_ps(v); }
   static INLINE I load(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  static INLINE void store(uint8_t* p, I v) { _mm512_storeu_si512(p, v); }
   static INLINE I load_u16(const uint8_t* p) { return _mm512_cvtepu16_epi32(load256(p)); }
   static INLINE F load_half(const uint8_t* p) { return _mm512_cvtph_ps(load256(p)); }
   static INLINE F load_f(const float* p) { return _mm512_loadu_ps(p); }

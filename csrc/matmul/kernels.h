@@ -33,21 +33,25 @@ struct Activations {
   int64_t ld = 0;
 };
 
-// A kernel computes out[r * 16 + lane] for n consecutive rows r of the activations, n fixed by its place in the table.
+// One packed tile times n_rows rows of the activations from `row` on: out[r * 16 + lane], 64-byte aligned.
 struct TileArgs {
-  const uint8_t* tile;  // one packed tile
+  const uint8_t* tile;
   const Activations* act;
-  int64_t row;  // first row of the activations
-  float* out;   // float32[n][16]
+  int64_t row;
+  int64_t n_rows;
+  float* out;  // float32[n_rows][16]
 };
 
-// Row counts with a kernel of their own; other counts are composed of these, largest first.
-constexpr int kTileRowCounts[] = {12, 8, 4, 2, 1};
-constexpr int kTileRowKernels = 5;
+// From this many rows on, a slice of 256 columns is unpacked into the first-level cache and then meets all rows; below,
+// the packed tile is read once and its sums stay in registers.
+constexpr int64_t kWideRows = 32;
+
+// The most rows of one call: their sums (12 KB) and an unpacked slice (at most 16 KB) share the first-level cache.
+constexpr int64_t kMaxTileRows = 192;
 
 struct MatmulKernels {
   using TileFn = void (*)(const TileArgs&) noexcept;
-  TileFn tile[kPackedFormatCount][kTileRowKernels];
+  TileFn tile[kPackedFormatCount];
   // x[n_cols] of one row to its place in `act`. A row with a NaN or an infinity gets d = NaN.
   void (*quantize_row)(const float* x, int64_t row, ActivationKind kind, const Activations& act) noexcept;
   // y = x / sqrt(mean(x^2) + eps) * weight; sums in sixteen lanes, then halves; y may be x.

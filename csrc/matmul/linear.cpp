@@ -13,6 +13,9 @@ namespace {
 // Tiles that a thread takes at once: their weights stay in its second-level cache while all rows pass.
 constexpr int64_t kChunkTiles = 4;
 
+// Bytes of activations that go over a chunk of tiles together.
+constexpr int64_t kPassBytes = 600 << 10;
+
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 }  // namespace
@@ -141,44 +144,48 @@ struct Job {
     return packed_format(format).activations == ActivationKind::q8 ? ws[1].act : ws[0].act;
   }
 
-  void multiply(const PackedMatrix::Tile& tile, int kernel_idx, int64_t row, const Workspace (&ws)[2],
-                float* out) const {
-    const TileArgs a{w.storage() + tile.offset, &activations_of(tile.format, ws), row, out};
-    kernels.tile[tile.format][kernel_idx](a);
+  void multiply(const PackedMatrix::Tile& tile, int64_t row, int64_t n, const Workspace (&ws)[2], float* out) const {
+    const Activations& act = packed_format(tile.format).activations == ActivationKind::q8 ? ws[1].act : ws[0].act;
+    kernels.tile[tile.format]({w.storage() + tile.offset, &act, row, n, out});
   }
 
-  // Rows [row, row + n) of the tiles [first, last).
-  void multiply_tiles(int64_t first, int64_t last, int64_t row, int kernel_idx, const Workspace (&ws)[2]) const {
-    alignas(64) float product[12 * kTileRows], up[12 * kTileRows];
-    const int n = kTileRowCounts[kernel_idx];
+  // Rows [row, row + n) of tile i (of tiles i and i + 1, a gate and its up rows, for swiglu).
+  void multiply_tile(int64_t i, int64_t row, int64_t n, const Workspace (&ws)[2], float* product, float* up) const {
+    const PackedMatrix::Tile& tile = w.tiles()[i];
     const int64_t ld = w.n_outputs();
-    for (int64_t i = first; i < last; ++i) {
-      const PackedMatrix::Tile& tile = w.tiles()[i];
-      multiply(tile, kernel_idx, row, ws, product);
-      if (w.swiglu()) {
-        multiply(w.tiles()[++i], kernel_idx, row, ws, up);
-        kernels.swiglu(product, up, n * kTileRows, product);
-      }
-      for (int m = 0; m < n; ++m) {
-        float* out = args.out + (row + m) * ld + tile.out_col;
-        const float* p = product + m * kTileRows;
-        if (args.residual) {
-          const float* residual = args.residual + (row + m) * ld + tile.out_col;
-          for (int c = 0; c < tile.n_valid; ++c) out[c] = residual[c] + p[c];
-        } else {
-          std::memcpy(out, p, static_cast<size_t>(tile.n_valid) * 4);
-        }
+    multiply(tile, row, n, ws, product);
+    if (w.swiglu()) {
+      multiply(w.tiles()[i + 1], row, n, ws, up);
+      kernels.swiglu(product, up, n * kTileRows, product);
+    }
+    for (int64_t m = 0; m < n; ++m) {
+      float* out = args.out + (row + m) * ld + tile.out_col;
+      const float* p = product + m * kTileRows;
+      if (args.residual) {
+        const float* residual = args.residual + (row + m) * ld + tile.out_col;
+        for (int c = 0; c < tile.n_valid; ++c) out[c] = residual[c] + p[c];
+      } else {
+        std::memcpy(out, p, static_cast<size_t>(tile.n_valid) * 4);
       }
     }
   }
 };
+
+// Rows whose activations stay in the second-level cache while the tiles of a chunk pass, a multiple of the register
+// tile.
+int64_t rows_per_pass(int64_t n_rows, int64_t n_cols) {
+  const int64_t fit = std::clamp<int64_t>(kPassBytes / n_cols / 12 * 12, 24, kMaxTileRows);
+  return std::min(n_rows, fit);
+}
 
 }  // namespace
 
 void linear(const LinearArgs& args, const PackedMatrix& w, ThreadPool& pool) {
   const Job job{args, w, matmul_kernels()};
   const int64_t n_tiles = static_cast<int64_t>(w.tiles().size());
-  const int64_t chunk = std::clamp<int64_t>(n_tiles / (pool.size() * 4) / 2 * 2, w.swiglu() ? 2 : 1, kChunkTiles);
+  const int64_t step = w.swiglu() ? 2 : 1;
+  const int64_t chunk = std::clamp<int64_t>(n_tiles / (pool.size() * 4) / step * step, step, kChunkTiles);
+  const int64_t pass = rows_per_pass(args.n_rows, w.n_cols());
   const bool shared = args.n_rows > 1;
   const bool both = w.needs(ActivationKind::q8) && w.needs(ActivationKind::q8k);
 
@@ -209,12 +216,12 @@ void linear(const LinearArgs& args, const PackedMatrix& w, ThreadPool& pool) {
     } else {
       job.prepare_row(0, ws, ws[0].normed);
     }
+    alignas(64) float product[kMaxTileRows * kTileRows], up[kMaxTileRows * kTileRows];
     for (int64_t first; (first = pool.take_chunk(chunk)) < n_tiles;) {
       const int64_t last = std::min(first + chunk, n_tiles);
-      int64_t row = 0;
-      for (int k = 0; k < kTileRowKernels; ++k)
-        for (; args.n_rows - row >= kTileRowCounts[k]; row += kTileRowCounts[k])
-          job.multiply_tiles(first, last, row, k, ws);
+      for (int64_t row = 0; row < args.n_rows; row += pass)
+        for (int64_t i = first; i < last; i += step)
+          job.multiply_tile(i, row, std::min(pass, args.n_rows - row), ws, product, up);
     }
   });
 }

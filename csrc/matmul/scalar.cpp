@@ -31,6 +31,7 @@ struct V1 {
   static I set1(int64_t v) { return static_cast<I>(v); }
   static F set1_f(float v) { return v; }
   static I load(const uint8_t* p) { return read<int32_t>(p); }
+  static void store(uint8_t* p, I v) { std::memcpy(p, &v, 4); }
   static I load_u16(const uint8_t* p) { return read<uint16_t>(p); }
   static F load_half(const uint8_t* p) { return fp16_to_fp32(read<uint16_t>(p)); }
   static F load_f(const float* p) { return *p; }

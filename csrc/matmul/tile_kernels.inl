@@ -8,7 +8,6 @@
 // unsigned by signed bytes it adds 128, which V::kSignedOffset and the block sums take back.
 
 // ---- codes: from planes to the bytes of one step
-// ---------------------------------------------------------------------
 
 template <class V>
 struct NibbleCodes {
@@ -116,7 +115,6 @@ INLINE void add_group(const uint8_t* planes, const int8_t* q, typename V::I scal
 }
 
 // ---- scales of the K formats
-// -----------------------------------------------------------------------------------------
 
 // `expand` writes scale(g) of every group as int32 lanes; `pair<i>` gives int16 pairs (2i, 2i + 1) of what the block
 // sums are multiplied with: the mins, or the scales where codes carry an offset.
@@ -241,116 +239,206 @@ INLINE void add_block_sums(const Scales& s, const int16_t* bsum, typename V::I (
   }
 }
 
-// ---- K formats: superblocks of 256 columns
-// -----------------------------------------------------------------------------
+// ---- formats: what a slice of 256 columns adds to the sums
 
-// Where things lie in the body of a superblock, and what the block sums mean: kMin: dmin * mins; else scales * kOffset.
-// kInlineD: float16 d (and dmin) fill plane 0; else d lies in the header.
-template <class V>
-struct FormatQ4K {
-  using Codes = NibbleCodes<V>;
-  using Scales = ScalesQ4K<V>;
-  static constexpr int kCodePlane = 4, kBodyPlanes = 36, kOffset = 0;
-  static constexpr bool kMin = true, kInlineD = true;
-};
-template <class V>
-struct FormatQ5K {
-  using Codes = FiveBitCodes<V>;
-  using Scales = ScalesQ4K<V>;
-  static constexpr int kCodePlane = 4, kBodyPlanes = 44, kOffset = 0;
-  static constexpr bool kMin = true, kInlineD = true;
-};
-template <class V>
-struct FormatQ6K {
-  using Codes = SixBitCodes<V>;
-  using Scales = ScalesQ6K<V>;
-  static constexpr int kCodePlane = 4, kBodyPlanes = 52, kOffset = 32;
-  static constexpr bool kMin = false, kInlineD = false;
-};
-template <class V>
-struct FormatQ2K {
-  using Codes = TwoBitCodes<V>;
-  using Scales = ScalesQ2K<V>;
-  static constexpr int kCodePlane = 5, kBodyPlanes = 21, kOffset = 0;
-  static constexpr bool kMin = true, kInlineD = true;
-};
-template <class V>
-struct FormatQ3K {
-  using Codes = void;  // pairs of groups: ThreeBitCodes
-  using Scales = ScalesQ3K<V>;
-  static constexpr int kCodePlane = 3, kBodyPlanes = 27, kOffset = 4;
-  static constexpr bool kMin = false, kInlineD = false;
-};
-template <class V>
-struct FormatIQ4XS {
-  using Codes = TableCodes<V>;
-  using Scales = ScalesIQ4XS<V>;
-  static constexpr int kCodePlane = 2, kBodyPlanes = 34, kOffset = V::kSignedOffset;
-  static constexpr bool kMin = false, kInlineD = true;
+// A format F has, for one tile:
+//   place(tile, n_cols, b)                      where slice b begins: its part of the header and its planes
+//   add_slice<M>(place, act, b, row, lane, acc) acc[m] += slice b of the tile times row + m of the activations
+//   Wide                                        the same format unpacked: plain bytes for codes, int32 scales, float
+//   weights unpack(place, n, lane, scratch)             slice to Wide; the arithmetic, and so every bit of the result,
+//   stays
+struct Place {
+  const uint8_t* header;
+  const uint8_t* body;
 };
 
-template <class V, class F, int M>
-INLINE void super_rows(const TileArgs& a, int64_t row, int lane, float* out) {
+INLINE int64_t round_to_plane(int64_t n) { return (n + kPlaneBytes - 1) / kPlaneBytes * kPlaneBytes; }
+
+template <class V, int Steps, int MaxCode>
+struct PlainCodes {
+  using I = typename V::I;
+  static constexpr int kSteps = Steps, kPlanes = Steps, kMaxCode = MaxCode;
+  template <int S>
+  static INLINE I code(const uint8_t* p) {
+    return V::load(p + S * kPlaneBytes);
+  }
+};
+
+template <class V, int Groups>
+struct PlainScales {  // after a plane of halves: an int32 scale of each group, then int16 pairs of every two
+  using I = typename V::I;
+  static constexpr int kGroups = Groups;
+  const uint8_t* planes;
+  INLINE PlainScales(const uint8_t* body, int lane) : planes(body + kPlaneBytes + 4 * lane) {}
+  template <int G>
+  INLINE I scale() const {
+    return V::load(planes + G * kPlaneBytes);
+  }
+  template <int P>
+  INLINE I pair() const {
+    return V::load(planes + (Groups + P) * kPlaneBytes);
+  }
+};
+
+template <class V, class Codes, int S = 0>
+INLINE uint8_t* unpack_codes(const uint8_t* planes, uint8_t* out) {
+  if constexpr (S < Codes::kSteps) {
+    V::store(out, Codes::template code<S>(planes));
+    return unpack_codes<V, Codes, S + 1>(planes, out + kPlaneBytes);
+  } else {
+    return out;
+  }
+}
+
+template <class V, class Scales, int P = 0>
+INLINE void unpack_pairs(const Scales& s, uint8_t* out) {
+  if constexpr (P < Scales::kGroups / 2) {
+    V::store(out + P * kPlaneBytes, s.template pair<P>());
+    unpack_pairs<V, Scales, P + 1>(s, out);
+  }
+}
+
+// K formats. The body begins with a plane of float16 d and dmin if InlineD, else d lies in the header. Block sums are
+// multiplied with mins (Min: dmin times them is subtracted) or with scales (the offset of the codes is taken back).
+template <class V_, class C, class S, int CodePlane, int BodyPlanes, int Offset, bool Min, bool InlineD>
+struct SuperFormat {
+  using V = V_;
   using I = typename V::I;
   using Fl = typename V::F;
-  using Scales = typename F::Scales;
-  constexpr int kGroups = Scales::kGroups, kGroupCols = kSuperblock / kGroups;
-  const Activations& act = *a.act;
-  const int64_t n_blocks = act.n_cols / kSuperblock;
-  const int64_t header_bytes = F::kInlineD ? 0 : (n_blocks * 32 + kPlaneBytes - 1) / kPlaneBytes * kPlaneBytes;
-  const uint8_t* body = a.tile + header_bytes;
+  static constexpr int kGroups = S::kGroups, kGroupCols = kSuperblock / kGroups;
+  static constexpr bool kPaired = std::is_void_v<C>;  // Q3_K: two groups share a plane
+  static constexpr int kMaxCode = [] {
+    if constexpr (kPaired)
+      return 7;
+    else
+      return C::kMaxCode;
+  }();
+  static constexpr int kWideCodes = 1 + kGroups + kGroups / 2, kSliceBytes = BodyPlanes * kPlaneBytes;
+  using Wide = SuperFormat<V, PlainCodes<V, 64 / kGroups, kMaxCode>, PlainScales<V, kGroups>, kWideCodes,
+                           kWideCodes + 64, Offset, Min, true>;
 
-  Fl acc[M];
-  UNROLL for (int m = 0; m < M; ++m) acc[m] = V::zero_f();
-  for (int64_t b = 0; b < n_blocks; ++b, body += F::kBodyPlanes * kPlaneBytes) {
+  static INLINE Place place(const uint8_t* tile, int64_t n_cols, int64_t b) {
+    const int64_t header = InlineD ? 0 : round_to_plane(n_cols / kSuperblock * 32);
+    return {tile + b * 32, tile + header + b * BodyPlanes * kPlaneBytes};
+  }
+
+  template <int M>
+  static INLINE void add_slice(Place p, const Activations& act, int64_t b, int64_t row, int lane, Fl (&acc)[M]) {
     const int64_t at = b * act.n_rows + row;
     const int8_t* q = act.q + at * kSuperblock;
     const float* d_act = act.d + at;
-    const Scales scales(body, lane);
+    const S scales(p.body, lane);
     I scale[kGroups], total[M];
     expand_scales<V>(scales, scale);
     UNROLL for (int m = 0; m < M; ++m) total[m] = V::zero();
 
-    if constexpr (F::kMin || F::kOffset != 0) {
+    if constexpr (Min || Offset != 0) {
       I msum[M];
       UNROLL for (int m = 0; m < M; ++m) msum[m] = V::zero();
-      const int16_t* bsum = kGroups == 16 ? act.bsum16 + at * 16 : act.bsum32 + at * 8;
-      add_block_sums<V>(scales, bsum, msum);
-      if constexpr (F::kMin) {
-        const Fl dmin = V::load_half(body + 32 + 2 * lane);
+      add_block_sums<V>(scales, kGroups == 16 ? act.bsum16 + at * 16 : act.bsum32 + at * 8, msum);
+      if constexpr (Min) {
+        const Fl dmin = V::load_half(p.body + 32 + 2 * lane);
         UNROLL for (int m = 0; m < M; ++m) acc[m] =
             V::fnma(V::mul_f(V::to_f(msum[m]), dmin), V::set1_f(d_act[m]), acc[m]);
       } else {
-        UNROLL for (int m = 0; m < M; ++m) total[m] = V::sub(total[m], V::mul(msum[m], V::set1(F::kOffset)));
+        UNROLL for (int m = 0; m < M; ++m) total[m] = V::sub(total[m], V::mul(msum[m], V::set1(Offset)));
       }
     }
 
-    const uint8_t* planes = body + F::kCodePlane * kPlaneBytes + 4 * lane;
-    if constexpr (std::is_void_v<typename F::Codes>) {
+    const uint8_t* planes = p.body + CodePlane * kPlaneBytes + 4 * lane;
+    if constexpr (kPaired) {
       for (int g = 0; g < kGroups; g += 2, planes += 3 * kPlaneBytes, q += 2 * kGroupCols) {
         add_group<V, ThreeBitCodes<V, 0>, M>(planes, q, scale[g], total);
         add_group<V, ThreeBitCodes<V, 1>, M>(planes, q + kGroupCols, scale[g + 1], total);
       }
     } else {
-      for (int g = 0; g < kGroups; ++g, planes += F::Codes::kPlanes * kPlaneBytes, q += kGroupCols)
-        add_group<V, typename F::Codes, M>(planes, q, scale[g], total);
+      for (int g = 0; g < kGroups; ++g, planes += C::kPlanes * kPlaneBytes, q += kGroupCols)
+        add_group<V, C, M>(planes, q, scale[g], total);
     }
 
-    const Fl d = V::load_half(F::kInlineD ? body + 2 * lane : a.tile + b * 32 + 2 * lane);
+    const Fl d = V::load_half((InlineD ? p.body : p.header) + 2 * lane);
     UNROLL for (int m = 0; m < M; ++m) acc[m] = V::fma(V::mul_f(V::to_f(total[m]), d), V::set1_f(d_act[m]), acc[m]);
   }
-  UNROLL for (int m = 0; m < M; ++m) V::store_f(out + m * kTileRows + lane, acc[m]);
-}
 
-// ---- formats with blocks of 32 columns
-// ---------------------------------------------------------------------------------
-
-template <class V, class C, bool Min, int Offset>
-struct BlockFormat {
-  using Codes = C;
-  static constexpr bool kMin = Min;
-  static constexpr int kOffset = Offset;
+  static INLINE Place unpack(Place p, int64_t, int lane, uint8_t* out) {
+    std::memcpy(out + 2 * lane, (InlineD ? p.body : p.header) + 2 * lane, 2 * V::lanes);
+    if constexpr (Min) std::memcpy(out + 32 + 2 * lane, p.body + 32 + 2 * lane, 2 * V::lanes);
+    const S scales(p.body, lane);
+    I scale[kGroups];
+    expand_scales<V>(scales, scale);
+    for (int g = 0; g < kGroups; ++g) V::store(out + (1 + g) * kPlaneBytes + 4 * lane, scale[g]);
+    unpack_pairs<V>(scales, out + (1 + kGroups) * kPlaneBytes + 4 * lane);
+    const uint8_t* planes = p.body + CodePlane * kPlaneBytes + 4 * lane;
+    uint8_t* codes = out + kWideCodes * kPlaneBytes + 4 * lane;
+    if constexpr (kPaired) {
+      for (int g = 0; g < kGroups; g += 2, planes += 3 * kPlaneBytes) {
+        codes = unpack_codes<V, ThreeBitCodes<V, 0>>(planes, codes);
+        codes = unpack_codes<V, ThreeBitCodes<V, 1>>(planes, codes);
+      }
+    } else {
+      for (int g = 0; g < kGroups; ++g, planes += C::kPlanes * kPlaneBytes) codes = unpack_codes<V, C>(planes, codes);
+    }
+    return {out, out};
+  }
 };
+
+template <class V>
+using FormatQ4K = SuperFormat<V, NibbleCodes<V>, ScalesQ4K<V>, 4, 36, 0, true, true>;
+template <class V>
+using FormatQ5K = SuperFormat<V, FiveBitCodes<V>, ScalesQ4K<V>, 4, 44, 0, true, true>;
+template <class V>
+using FormatQ6K = SuperFormat<V, SixBitCodes<V>, ScalesQ6K<V>, 4, 52, 32, false, false>;
+template <class V>
+using FormatQ2K = SuperFormat<V, TwoBitCodes<V>, ScalesQ2K<V>, 5, 21, 0, true, true>;
+template <class V>
+using FormatQ3K = SuperFormat<V, void, ScalesQ3K<V>, 3, 27, 4, false, false>;
+template <class V>
+using FormatIQ4XS = SuperFormat<V, TableCodes<V>, ScalesIQ4XS<V>, 2, 34, V::kSignedOffset, false, true>;
+
+// Formats with blocks of 32 columns: float16 d[16] and, with mins, m[16] of every block in the header.
+template <class V_, class C, bool Min, int Offset>
+struct BlockFormat {
+  using V = V_;
+  using I = typename V::I;
+  using Fl = typename V::F;
+  static constexpr int kHeader = Min ? 64 : 32, kSliceBytes = 8 * C::kPlanes * kPlaneBytes;
+  using Wide = BlockFormat<V, PlainCodes<V, 8, C::kMaxCode>, Min, Offset>;
+
+  static INLINE Place place(const uint8_t* tile, int64_t n_cols, int64_t b) {
+    return {tile + b * 8 * kHeader, tile + round_to_plane(n_cols / 32 * kHeader) + b * kSliceBytes};
+  }
+
+  template <int M>
+  static INLINE void add_slice(Place p, const Activations& act, int64_t b, int64_t row, int lane, Fl (&acc)[M]) {
+    const int n_blocks = static_cast<int>(act.n_cols / 32 - b * 8 < 8 ? act.n_cols / 32 - b * 8 : 8);
+    const int64_t at = b * act.n_rows + row;
+    const int8_t* q = act.q + at * kSuperblock;
+    const float* d_act = act.d + at * 8;
+    const int32_t* bsum = act.bsum + at * 8;
+    const uint8_t* header = p.header + 2 * lane;
+    const uint8_t* planes = p.body + 4 * lane;
+    for (int i = 0; i < n_blocks;
+         ++i, header += kHeader, planes += C::kPlanes * kPlaneBytes, q += 32, ++d_act, ++bsum) {
+      I total[M];
+      UNROLL for (int m = 0; m < M; ++m) total[m] = Offset ? V::set1(-Offset * bsum[m * 8]) : V::zero();
+      add_group<V, C, M>(planes, q, V::unit_scale(), total);
+      const Fl d = V::load_half(header);
+      UNROLL for (int m = 0; m < M; ++m) {
+        Fl sum = V::mul_f(V::to_f(total[m]), d);
+        if constexpr (Min) sum = V::fma(V::load_half(header + 32), V::set1_f(static_cast<float>(bsum[m * 8])), sum);
+        acc[m] = V::fma(sum, V::set1_f(d_act[m * 8]), acc[m]);
+      }
+    }
+  }
+
+  static INLINE Place unpack(Place p, int64_t n, int lane, uint8_t* out) {
+    const uint8_t* planes = p.body + 4 * lane;
+    uint8_t* codes = out + 4 * lane;
+    for (int64_t i = 0; i < n / 32; ++i, planes += C::kPlanes * kPlaneBytes) codes = unpack_codes<V, C>(planes, codes);
+    return {p.header, out};
+  }
+};
+
 template <class V>
 using FormatQ4_0 = BlockFormat<V, NibbleCodes<V>, false, 8>;
 template <class V>
@@ -364,95 +452,112 @@ using FormatQ8_0 = BlockFormat<V, ByteCodes<V>, false, V::kSignedOffset>;
 template <class V>
 using FormatIQ4NL = BlockFormat<V, TableCodes<V>, false, V::kSignedOffset>;
 
-template <class V, class F, int M>
-INLINE void block_rows(const TileArgs& a, int64_t row, int lane, float* out) {
-  using I = typename V::I;
+// Floats: sixteen weights of a column lie together.
+template <class V_, WeightType Type>
+struct FloatFormat {
+  using V = V_;
   using Fl = typename V::F;
-  using Codes = typename F::Codes;
-  constexpr int kHeader = F::kMin ? 64 : 32;  // float16 d[16] and, with mins, m[16] per block
-  const Activations& act = *a.act;
-  const int64_t n_blocks = act.n_cols / 32;
-  const int64_t header_bytes = (n_blocks * kHeader + kPlaneBytes - 1) / kPlaneBytes * kPlaneBytes;
-  const uint8_t* header = a.tile + 2 * lane;
-  const uint8_t* planes = a.tile + header_bytes + 4 * lane;
+  static constexpr int kBytes = Type == WeightType::F32 ? 4 : 2, kSliceBytes = kSuperblock * kTileRows * kBytes;
+  using Wide = FloatFormat<V, WeightType::F32>;
 
-  Fl acc[M];
-  UNROLL for (int m = 0; m < M; ++m) acc[m] = V::zero_f();
-  for (int64_t b = 0; b < n_blocks; ++b, header += kHeader, planes += Codes::kPlanes * kPlaneBytes) {
-    const int64_t at = b / 8 * act.n_rows + row;
-    const int8_t* q = act.q + at * kSuperblock + b % 8 * 32;
-    const float* d_act = act.d + at * 8 + b % 8;
-    const int32_t* bsum = act.bsum + at * 8 + b % 8;
-    I total[M];
-    UNROLL for (int m = 0; m < M; ++m) total[m] = F::kOffset ? V::set1(-F::kOffset * bsum[m * 8]) : V::zero();
-    add_group<V, Codes, M>(planes, q, V::unit_scale(), total);
-    const Fl d = V::load_half(header);
-    UNROLL for (int m = 0; m < M; ++m) {
-      Fl sum = V::mul_f(V::to_f(total[m]), d);
-      if constexpr (F::kMin) sum = V::fma(V::load_half(header + 32), V::set1_f(static_cast<float>(bsum[m * 8])), sum);
-      acc[m] = V::fma(sum, V::set1_f(d_act[m * 8]), acc[m]);
+  static INLINE Place place(const uint8_t* tile, int64_t, int64_t b) { return {nullptr, tile + b * kSliceBytes}; }
+
+  static INLINE Fl weight(const uint8_t* p) {
+    if constexpr (Type == WeightType::F32)
+      return V::load_f(reinterpret_cast<const float*>(p));
+    else if constexpr (Type == WeightType::F16)
+      return V::load_half(p);
+    else
+      return V::as_f(V::template shift<16>(V::load_u16(p)));
+  }
+
+  template <int M>
+  static INLINE void add_slice(Place p, const Activations& act, int64_t b, int64_t row, int lane, Fl (&acc)[M]) {
+    const float* x = act.x + row * act.ld + b * kSuperblock;
+    const int64_t n = act.n_cols - b * kSuperblock < kSuperblock ? act.n_cols - b * kSuperblock : kSuperblock;
+    const uint8_t* w = p.body + kBytes * lane;
+    for (int64_t k = 0; k < n; ++k, w += kBytes * kTileRows) {
+      const Fl column = weight(w);
+      UNROLL for (int m = 0; m < M; ++m) acc[m] = V::fma(column, V::set1_f(x[m * act.ld + k]), acc[m]);
     }
   }
-  UNROLL for (int m = 0; m < M; ++m) V::store_f(out + m * kTileRows + lane, acc[m]);
-}
 
-// ---- floats
-// ------------------------------------------------------------------------------------------------------------
-
-template <class V>
-struct FormatF32 {
-  static constexpr int kBytes = 4;
-  static INLINE typename V::F weight(const uint8_t* p) { return V::load_f(reinterpret_cast<const float*>(p)); }
-};
-template <class V>
-struct FormatF16 {
-  static constexpr int kBytes = 2;
-  static INLINE typename V::F weight(const uint8_t* p) { return V::load_half(p); }
-};
-template <class V>
-struct FormatBF16 {
-  static constexpr int kBytes = 2;
-  static INLINE typename V::F weight(const uint8_t* p) { return V::as_f(V::template shift<16>(V::load_u16(p))); }
+  static INLINE Place unpack(Place p, int64_t n, int lane, uint8_t* out) {
+    for (int64_t k = 0; k < n; ++k)
+      V::store_f(reinterpret_cast<float*>(out) + k * kTileRows + lane,
+                 weight(p.body + (k * kTileRows + lane) * kBytes));
+    return {nullptr, out};
+  }
 };
 
-template <class V, class F, int M>
-INLINE void float_rows(const TileArgs& a, int64_t row, int lane, float* out) {
+// ---- kernels: a tile times rows of activations
+
+// Few rows: one pass over the packed tile, the sums stay in registers.
+template <class F, int M>
+INLINE void add_tile(const TileArgs& a, int64_t row, int lane) {
+  using V = typename F::V;
   const Activations& act = *a.act;
-  const float* x = act.x + row * act.ld;
-  const uint8_t* w = a.tile + F::kBytes * lane;
+  const int64_t n_slices = (act.n_cols + kSuperblock - 1) / kSuperblock;
   typename V::F acc[M];
   UNROLL for (int m = 0; m < M; ++m) acc[m] = V::zero_f();
-  for (int64_t k = 0; k < act.n_cols; ++k, w += F::kBytes * kTileRows) {
-    const typename V::F weight = F::weight(w);
-    UNROLL for (int m = 0; m < M; ++m) acc[m] = V::fma(weight, V::set1_f(x[m * act.ld + k]), acc[m]);
-  }
-  UNROLL for (int m = 0; m < M; ++m) V::store_f(out + m * kTileRows + lane, acc[m]);
+  for (int64_t b = 0; b < n_slices; ++b)
+    F::template add_slice<M>(F::place(a.tile, act.n_cols, b), act, b, a.row + row, lane, acc);
+  UNROLL for (int m = 0; m < M; ++m) V::store_f(a.out + (row + m) * kTileRows + lane, acc[m]);
 }
 
-// ---- the table
-// -----------------------------------------------------------------------------------------------------------
+// Many rows: slice by slice, unpacked once in the first-level cache for all of them, the sums in `out`.
+template <class F, int M>
+INLINE void add_wide_slice(Place p, const TileArgs& a, int64_t b, int64_t row, int lane) {
+  using V = typename F::V;
+  typename V::F acc[M];
+  float* out = a.out + row * kTileRows + lane;
+  UNROLL for (int m = 0; m < M; ++m) acc[m] = V::load_f(out + m * kTileRows);
+  F::template add_slice<M>(p, *a.act, b, a.row + row, lane, acc);
+  UNROLL for (int m = 0; m < M; ++m) V::store_f(out + m * kTileRows, acc[m]);
+}
 
-enum class Plan { super, block, floats };
+// Calls f<M>(row) for groups of rows that cover [0, n), M at most what the registers hold.
+#define FOR_ROW_GROUPS(V, n, CALL)                 \
+  do {                                             \
+    int64_t row = 0;                               \
+    if constexpr (V::kMaxRows >= 12)               \
+      for (; (n) - row >= 12; row += 12) CALL(12); \
+    if constexpr (V::kMaxRows >= 8)                \
+      for (; (n) - row >= 8; row += 8) CALL(8);    \
+    if constexpr (V::kMaxRows >= 4)                \
+      for (; (n) - row >= 4; row += 4) CALL(4);    \
+    if constexpr (V::kMaxRows >= 2)                \
+      for (; (n) - row >= 2; row += 2) CALL(2);    \
+    for (; row < (n); ++row) CALL(1);              \
+  } while (0)
 
-// N rows of activations as N / M passes over the tile, M being what the registers of V hold.
-template <class V, class F, Plan P, int N>
+template <class F>
 void tile_kernel(const TileArgs& a) noexcept {
-  constexpr int M = N < V::kMaxRows ? N : V::kMaxRows;
-  static_assert(N % M == 0, "row counts are multiples of the register tile");
-  for (int r = 0; r < N; r += M)
+  using V = typename F::V;
+  using Wide = typename F::Wide;
+  const Activations& act = *a.act;
+  if (a.n_rows < kWideRows) {
     for (int lane = 0; lane < kTileRows; lane += V::lanes) {
-      float* out = a.out + r * kTileRows;
-      if constexpr (P == Plan::super)
-        super_rows<V, F, M>(a, a.row + r, lane, out);
-      else if constexpr (P == Plan::block)
-        block_rows<V, F, M>(a, a.row + r, lane, out);
-      else
-        float_rows<V, F, M>(a, a.row + r, lane, out);
+#define CALL(M) add_tile<F, M>(a, row, lane)
+      FOR_ROW_GROUPS(V, a.n_rows, CALL);
+#undef CALL
     }
+    return;
+  }
+  alignas(64) uint8_t scratch[Wide::kSliceBytes];
+  for (int64_t i = 0; i < a.n_rows * kTileRows; i += V::lanes) V::store_f(a.out + i, V::zero_f());
+  for (int64_t b = 0; b * kSuperblock < act.n_cols; ++b) {
+    const int64_t n = act.n_cols - b * kSuperblock < kSuperblock ? act.n_cols - b * kSuperblock : kSuperblock;
+    for (int lane = 0; lane < kTileRows; lane += V::lanes) {
+      const Place p = F::unpack(F::place(a.tile, act.n_cols, b), n, lane, scratch);
+#define CALL(M) add_wide_slice<Wide, M>(p, a, b, row, lane)
+      FOR_ROW_GROUPS(V, a.n_rows, CALL);
+#undef CALL
+    }
+  }
 }
 
 // ---- rows of activations
-// -------------------------------------------------------------------------------------------------
 
 // Sixteen partial sums, folded by halves: the same order for every number of lanes.
 template <class V>
@@ -567,31 +672,27 @@ void swiglu(const float* gate, const float* up, int64_t n, float* out) noexcept 
   }
 }
 
-template <class V, class F, Plan P, int... I>
-constexpr void fill(MatmulKernels& t, WeightType type, std::integer_sequence<int, I...>) {
-  const int index = packed_format_index(static_cast<int>(type));
-  ((t.tile[index][I] = &tile_kernel<V, F, P, kTileRowCounts[I]>), ...);
-}
-
 template <class V>
 MatmulKernels build_kernels() {
-  constexpr std::make_integer_sequence<int, kTileRowKernels> counts;
   MatmulKernels t{};
-  fill<V, FormatF32<V>, Plan::floats>(t, WeightType::F32, counts);
-  fill<V, FormatF16<V>, Plan::floats>(t, WeightType::F16, counts);
-  fill<V, FormatBF16<V>, Plan::floats>(t, WeightType::BF16, counts);
-  fill<V, FormatQ4_0<V>, Plan::block>(t, WeightType::Q4_0, counts);
-  fill<V, FormatQ4_1<V>, Plan::block>(t, WeightType::Q4_1, counts);
-  fill<V, FormatQ5_0<V>, Plan::block>(t, WeightType::Q5_0, counts);
-  fill<V, FormatQ5_1<V>, Plan::block>(t, WeightType::Q5_1, counts);
-  fill<V, FormatQ8_0<V>, Plan::block>(t, WeightType::Q8_0, counts);
-  fill<V, FormatIQ4NL<V>, Plan::block>(t, WeightType::IQ4_NL, counts);
-  fill<V, FormatQ2K<V>, Plan::super>(t, WeightType::Q2_K, counts);
-  fill<V, FormatQ3K<V>, Plan::super>(t, WeightType::Q3_K, counts);
-  fill<V, FormatQ4K<V>, Plan::super>(t, WeightType::Q4_K, counts);
-  fill<V, FormatQ5K<V>, Plan::super>(t, WeightType::Q5_K, counts);
-  fill<V, FormatQ6K<V>, Plan::super>(t, WeightType::Q6_K, counts);
-  fill<V, FormatIQ4XS<V>, Plan::super>(t, WeightType::IQ4_XS, counts);
+  const auto set = [&](WeightType type, MatmulKernels::TileFn fn) {
+    t.tile[packed_format_index(static_cast<int>(type))] = fn;
+  };
+  set(WeightType::F32, &tile_kernel<FloatFormat<V, WeightType::F32>>);
+  set(WeightType::F16, &tile_kernel<FloatFormat<V, WeightType::F16>>);
+  set(WeightType::BF16, &tile_kernel<FloatFormat<V, WeightType::BF16>>);
+  set(WeightType::Q4_0, &tile_kernel<FormatQ4_0<V>>);
+  set(WeightType::Q4_1, &tile_kernel<FormatQ4_1<V>>);
+  set(WeightType::Q5_0, &tile_kernel<FormatQ5_0<V>>);
+  set(WeightType::Q5_1, &tile_kernel<FormatQ5_1<V>>);
+  set(WeightType::Q8_0, &tile_kernel<FormatQ8_0<V>>);
+  set(WeightType::IQ4_NL, &tile_kernel<FormatIQ4NL<V>>);
+  set(WeightType::Q2_K, &tile_kernel<FormatQ2K<V>>);
+  set(WeightType::Q3_K, &tile_kernel<FormatQ3K<V>>);
+  set(WeightType::Q4_K, &tile_kernel<FormatQ4K<V>>);
+  set(WeightType::Q5_K, &tile_kernel<FormatQ5K<V>>);
+  set(WeightType::Q6_K, &tile_kernel<FormatQ6K<V>>);
+  set(WeightType::IQ4_XS, &tile_kernel<FormatIQ4XS<V>>);
   t.quantize_row = &quantize_row<V>;
   t.rms_norm_row = &rms_norm_row<V>;
   t.swiglu = &swiglu<V>;

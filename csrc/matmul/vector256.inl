@@ -10,6 +10,7 @@ struct V256 {
   static INLINE I set1(int64_t v) { return _mm256_set1_epi32(static_cast<int32_t>(v)); }
   static INLINE F set1_f(float v) { return _mm256_set1_ps(v); }
   static INLINE I load(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+  static INLINE void store(uint8_t* p, I v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
   static INLINE I load_u16(const uint8_t* p) { return _mm256_cvtepu16_epi32(load128(p)); }
   static INLINE F load_half(const uint8_t* p) { return _mm256_cvtph_ps(load128(p)); }
   static INLINE F load_f(const float* p) { return _mm256_loadu_ps(p); }
