@@ -168,8 +168,6 @@ class _Parser(Cursor):
             raise self.broken(
                 start - 8, f"{count} strings for {what}", f"at most {MAX_ARRAY_STRINGS} strings in one file"
             )
-        if count > (limit - start) // 8:
-            raise self.broken(start - 8, f"{count} strings for {what}", f"what fits into {max(limit - start, 0)} bytes")
         ends = _short_string_ends(self.buffer, start, count) or _string_ends(self.buffer, start, count)
         if len(ends) < count or (count and ends[-1] > limit):
             good = bisect_right(ends, limit)
@@ -239,10 +237,6 @@ class _Parser(Cursor):
                 f"none of 0 and the first a multiple of {block_elements}",
             )
         n_bytes = n_elements // block_elements * block_bytes
-        if n_bytes > self.size:
-            raise self.broken(
-                dims_start + 4, f"dimensions {dims} ({n_bytes} bytes) for {what}", f"at most {self.size} bytes"
-            )
         offset_start = self.position
         offset = self.read_u64(f"the offset of {what}")
         if offset % alignment:
