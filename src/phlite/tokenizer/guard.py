@@ -28,7 +28,7 @@ class SpecialTextGuard:
 
     def __init__(self, special_texts: Iterable[str]) -> None:
         """Take the spellings over; each is non-empty."""
-        texts = set(special_texts)
+        self._texts = texts = frozenset(special_texts)
         endings: dict[str, list[str]] = {}
         for text in texts:
             endings.setdefault(text[0], []).append(re.escape(text[1:]))
@@ -41,14 +41,16 @@ class SpecialTextGuard:
     def guard(self, text: str) -> str:
         """Return text with no special spelling in it, alone or joined to a template's text on either side.
 
-        A spelling's beginning at the end of text, and a spelling's end at the start of it, are guarded too.
+        A spelling's beginning at the end of text, and a spelling's end at the start of it, are guarded too. Only a
+        plain word stays as it is: a template that writes `<|` and `|>` around one, a role say, means the token.
         """
         text = self.escape(text)
         if self._begins is None:
             return text
         guarded = self._begins.sub(lambda match: match.group() + GUARD, text)
         limit = min(self._longest, len(text))
-        if any(text[:n] in self._tails for n in range(1, limit + 1)):
+        inside = 0 < len(text) < self._longest and not text.isalnum() and any(text in whole for whole in self._texts)
+        if inside or any(text[:n] in self._tails for n in range(1, limit + 1)):
             guarded = GUARD + guarded
         if any(text[-n:] in self._heads for n in range(1, limit + 1)):
             guarded += GUARD
