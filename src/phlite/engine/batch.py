@@ -11,27 +11,26 @@ __all__ = ["BatchBuilder"]
 
 
 class BatchBuilder:
-    """Builds batches for sequences of up to n_ctx tokens. One sequence alone is laid out without copying its arrays."""
+    """Builds batches for sequences of up to n_ctx tokens. One sequence alone is not copied."""
 
     def __init__(self, n_ctx: int) -> None:
         self.all_positions = np.arange(n_ctx, dtype=np.int32)
 
     def build(self, chunks: list[Chunk]) -> Batch:
         """Return the ragged batch of the chunks, in their order (layout: phlite.models.base.Batch)."""
+        if len(chunks) == 1:
+            return self.build_one(chunks[0])
         states = [chunk.sequence.state for chunk in chunks]
         seq_starts = np.zeros(len(chunks) + 1, np.int32)
         np.cumsum([chunk.end - chunk.start for chunk in chunks], out=seq_starts[1:])
         token_ids = [state.ids[chunk.start : chunk.end] for state, chunk in zip(states, chunks, strict=True)]
         positions = [self.all_positions[chunk.start : chunk.end] for chunk in chunks]
-        if len(chunks) == 1:
-            block_tables = states[0].block_table[None, : states[0].n_blocks]
-        else:
-            block_tables = np.full((len(chunks), max(state.n_blocks for state in states)), -1, np.int32)
-            for row, state in enumerate(states):
-                block_tables[row, : state.n_blocks] = state.block_table[: state.n_blocks]
+        block_tables = np.full((len(chunks), max(state.n_blocks for state in states)), -1, np.int32)
+        for row, state in enumerate(states):
+            block_tables[row, : state.n_blocks] = state.block_table[: state.n_blocks]
         return Batch(
-            token_ids=token_ids[0] if len(chunks) == 1 else np.concatenate(token_ids),
-            positions=positions[0] if len(chunks) == 1 else np.concatenate(positions),
+            token_ids=np.concatenate(token_ids),
+            positions=np.concatenate(positions),
             seq_starts=seq_starts,
             block_tables=block_tables,
             seq_lens=np.array([chunk.sequence.n_ids for chunk in chunks], np.int32),
@@ -39,4 +38,16 @@ class BatchBuilder:
                 [end - 1 for end, chunk in zip(seq_starts[1:].tolist(), chunks, strict=True) if chunk.wants_token],
                 np.int32,
             ),
+        )
+
+    def build_one(self, chunk: Chunk) -> Batch:
+        """Return the batch of one sequence: views of what it holds, where others are put together."""
+        state, n_rows = chunk.sequence.state, chunk.end - chunk.start
+        return Batch(
+            token_ids=state.ids[chunk.start : chunk.end],
+            positions=self.all_positions[chunk.start : chunk.end],
+            seq_starts=np.array([0, n_rows], np.int32),
+            block_tables=state.block_table[None, : state.n_blocks],
+            seq_lens=np.array([chunk.sequence.n_ids], np.int32),
+            logit_rows=np.array([n_rows - 1] if chunk.wants_token else [], np.int32),
         )

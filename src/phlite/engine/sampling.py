@@ -37,8 +37,9 @@ F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
 
 GREEDY_BELOW = 1e-7
-FIRST_NUCLEUS_FLOOR = 1e-3
-NEXT_NUCLEUS_FLOOR = 1e-2
+# Parts of the largest weight, which is 1, at which rare tokens are tried to be left out.
+FLOORS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-7, 0.0)
+DRAW_BLOCK = 256
 
 
 @dataclass(slots=True)
@@ -98,8 +99,10 @@ def sample(
     if greedy and not steps:
         return int(logits.argmax())
     candidates = Candidates(logits.copy())
-    for step in steps:
-        step(candidates, params, ids, n_prompt)
+    # Forbidden tokens may be -inf or the most negative float: differences then overflow to -inf, as they should.
+    with np.errstate(over="ignore"):
+        for step in steps:
+            step(candidates, params, ids, n_prompt)
     row = int(candidates.values.argmax()) if greedy else draw(candidates.values, u)
     if greedy and not np.isfinite(candidates.values[row]):
         raise no_token_error(float(candidates.values[row]))
@@ -160,10 +163,13 @@ def compute_logprob(logits: F32, token_id: int, n_top: int) -> TokenLogprob:
     logits: float32[V], as the model gave them; of equal ones the lower id comes first
     """
     largest = logits.max()
-    log_total = float(largest) + float(np.log(np.exp(logits - largest).sum(dtype=np.float64)))
+    weights = np.exp(logits - largest)
+    log_total = float(largest) + float(np.log(weights.sum(dtype=np.float64)))
     top: tuple[tuple[int, float], ...] = ()
     if n_top > 0:
-        rows = largest_rows(logits, min(n_top, logits.size))
+        n_top = min(n_top, logits.size)
+        rows = rows_with_largest(weights, n_top)
+        rows = rows[largest_rows(logits[rows], n_top)]
         rows = rows[np.argsort(-logits[rows], kind="stable")]
         top = tuple((int(row), float(logits[row]) - log_total) for row in rows)
     return TokenLogprob(token_id, float(logits[token_id]) - log_total, top)
@@ -204,7 +210,7 @@ def call_logits_function(candidates: Candidates, params: SamplingParams, ids: I3
         return
     history = ids.view()
     history.flags.writeable = False
-    result = np.asarray(params.logits_function(history, candidates.values), dtype=np.float32)
+    result = np.array(params.logits_function(history, candidates.values), dtype=np.float32)
     if result.shape != candidates.values.shape:
         raise RequestError(
             f"logits_function: returned shape {result.shape}, expected {candidates.values.shape} float32 logits"
@@ -215,45 +221,44 @@ def call_logits_function(candidates: Candidates, params: SamplingParams, ids: I3
 def divide_by_temperature(candidates: Candidates, params: SamplingParams, ids: I32, n_prompt: int) -> None:
     """Divide the logits by the temperature (> 0)."""
     # The largest is taken off first: a tiny temperature then gives -inf, which softmax knows, and never inf - inf.
-    largest = finite_max(candidates.values)
-    with np.errstate(over="ignore"):
-        values = candidates.values - largest
-        values /= np.float32(params.temperature)
-    candidates.values = values
+    values = candidates.values
+    values -= finite_max(values)
+    values /= np.float32(params.temperature)
 
 
 def softmax(candidates: Candidates, params: SamplingParams, ids: I32, n_prompt: int) -> None:
     """Turn logits into unnormalised probabilities and note their sum."""
-    with np.errstate(over="ignore"):
-        weights = candidates.values - finite_max(candidates.values)
+    weights = candidates.values
+    weights -= finite_max(weights)
     np.exp(weights, out=weights)
-    candidates.values = weights
     candidates.total = float(weights.sum(dtype=np.float32))
 
 
 def keep_top_k(candidates: Candidates, params: SamplingParams, ids: I32, n_prompt: int) -> None:
     """Keep the top_k largest weights."""
     k = params.top_k or 0
-    if 0 < k < candidates.values.size:
-        candidates.keep(largest_rows(candidates.values, k))
+    if k < candidates.values.size:
+        rows = rows_with_largest(candidates.values, k)
+        candidates.keep(rows[largest_rows(candidates.values[rows], k)])
 
 
 def keep_top_p(candidates: Candidates, params: SamplingParams, ids: I32, n_prompt: int) -> None:
     """Keep the largest weights until their sum reaches top_p of the whole vocabulary's; the crossing one stays."""
     weights = candidates.values
     wanted = (params.top_p or 1.0) * candidates.total
-    # The nucleus lies among the weights above any floor whose sum reaches it; few do, and only they are sorted.
-    floor, above = FIRST_NUCLEUS_FLOOR, weights
-    while floor > np.finfo(np.float32).tiny:
-        above = weights[weights >= floor]
-        if float(above.sum(dtype=np.float64)) >= wanted:
+    # Bands of weights are taken whole, largest first, while that is less than p; only the band that crosses is sorted.
+    taken, n_taken, upper = 0.0, 0, np.inf
+    for floor in FLOORS:
+        band = weights[(weights >= floor) & (weights < upper)]
+        mass = float(band.sum(dtype=np.float64))
+        if taken + mass >= wanted:
             break
-        floor, above = floor * NEXT_NUCLEUS_FLOOR, weights
-    descending = np.sort(above)[::-1]
-    sums = np.cumsum(descending, dtype=np.float64)
-    n_kept = int(np.searchsorted(sums, wanted, side="left")) + 1
-    if n_kept < weights.size:
-        candidates.keep(rows_from(weights, descending[min(n_kept, descending.size) - 1], n_kept))
+        taken, n_taken, upper = taken + mass, n_taken + band.size, floor
+    descending = np.sort(band)[::-1]
+    sums = np.cumsum(descending, dtype=np.float64) + taken
+    n_of_band = int(np.searchsorted(sums, wanted, side="left")) + 1
+    if n_of_band <= band.size and n_taken + n_of_band < weights.size:
+        candidates.keep(rows_from(weights, descending[n_of_band - 1], n_taken + n_of_band))
 
 
 def keep_min_p(candidates: Candidates, params: SamplingParams, ids: I32, n_prompt: int) -> None:
@@ -266,10 +271,33 @@ def keep_min_p(candidates: Candidates, params: SamplingParams, ids: I32, n_promp
 
 def draw(weights: F32, u: float) -> int:
     """Return the first row whose running sum exceeds u times the sum of all; its weight is above zero."""
-    sums = np.cumsum(weights, dtype=np.float64)
-    row = int(np.searchsorted(sums, u * sums[-1], side="right"))
-    # u * sum may round up to the sum itself; the last row that adds anything is meant then.
-    return row if row < weights.size else int(np.searchsorted(sums, sums[-1], side="left"))
+    if weights.size <= 2 * DRAW_BLOCK:
+        sums = np.cumsum(weights, dtype=np.float64)
+        return row_at(sums, u * sums[-1])
+    # Sums of blocks first, then rows of one block: a running sum over a whole vocabulary takes ten times as long.
+    starts = np.arange(0, weights.size, DRAW_BLOCK)
+    block_sums = np.cumsum(np.add.reduceat(weights, starts), dtype=np.float64)
+    target = u * block_sums[-1]
+    block = row_at(block_sums, target)
+    before = block_sums[block - 1] if block else 0.0
+    start = block * DRAW_BLOCK
+    return start + row_at(np.cumsum(weights[start : start + DRAW_BLOCK], dtype=np.float64), target - before)
+
+
+def row_at(sums: NDArray[np.float64], target: float) -> int:
+    """Return the first row whose running sum exceeds the target."""
+    row = int(np.searchsorted(sums, target, side="right"))
+    # The target may round up to the sum itself; the last row that adds anything is meant then.
+    return row if row < sums.size else int(np.searchsorted(sums, sums[-1], side="left"))
+
+
+def rows_with_largest(weights: F32, k: int) -> NDArray[np.int64]:
+    """Return, ascending, few rows that include those of the k largest weights, the largest being about 1; k <= size."""
+    for floor in FLOORS:
+        is_above = weights >= floor
+        if np.count_nonzero(is_above) >= k:
+            break
+    return np.flatnonzero(is_above)
 
 
 def largest_rows(values: F32, k: int) -> NDArray[np.int64]:

@@ -247,3 +247,20 @@ def test_logprobs_are_natural_logs_of_the_softmax():
 
 def test_more_logprobs_than_vocabulary_are_all_of_it():
     assert len(compute_logprob(np.zeros(3, np.float32), 0, 10).top) == 3
+
+
+@pytest.mark.parametrize("size", [511, 512, 513, 1000, 5003])
+def test_a_draw_from_a_large_vocabulary_finds_the_row_of_its_running_sum(size):
+    weights = np.random.default_rng(size).integers(0, 5, size).astype(np.float32)
+    sums = np.cumsum(weights, dtype=np.float64)
+    for u in np.linspace(0, 1, 999)[:-1]:
+        assert draw(weights, u) == int(np.searchsorted(sums, u * sums[-1], side="right"))
+
+
+def test_large_vocabularies_keep_what_candle_keeps():
+    logits = random_logits(20_000, seed=9, scale=0.3)
+    params = SamplingParams(top_p=0.4, **NO_PENALTY)
+    expected = candle_top_p(softmax64(logits).tolist(), 0.4)
+    assert set(draws(logits, params, n=500).tolist()) <= expected
+    logits[[7, 11, 13, 9000, 19_999]] = [9, 8.5, 8, 7.5, 7]
+    assert set(draws(logits, SamplingParams(top_k=4, **NO_PENALTY), n=500).tolist()) == {7, 11, 13, 9000}
