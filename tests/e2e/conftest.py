@@ -33,7 +33,7 @@ def program_environment(tmp_path: Path) -> dict[str, str]:
         "HF_ENDPOINT": "http://127.0.0.1:9",
         "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_CACHE": str(tmp_path / "hf" / "hub"),
-        "HF_HUB_DOWNLOAD_TIMEOUT": "2",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "10",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "NO_PROXY": "127.0.0.1",
         "XDG_STATE_HOME": str(tmp_path / "state"),

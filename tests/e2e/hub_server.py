@@ -43,7 +43,8 @@ class HubServer:
     """Serve `repositories`; faults are consumed one per content request, in order.
 
     faults: ("cut", n)      send n bytes of what was asked for, then close the connection
-            ("stall", n)    send n bytes, then nothing until `resume` is set
+            ("stall", n)    send n bytes, then nothing; the connection closes when `resume` is set
+            ("pause", n)    send n bytes, and the rest when `resume` is set
             ("status", n)   answer with this HTTP status
             ("no range",)   ignore the Range header
             ("corrupt",)    send the right number of wrong bytes
@@ -155,10 +156,8 @@ class HubServer:
         extra = {"ETag": '"cdn"', "Accept-Ranges": "bytes"}
         if start:
             extra["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        length = int(fault[1]) if fault[0] in ("cut", "stall") else None
-        return self._send(
-            handler, 206 if start else 200, extra, content[start:], sent=length, stall=fault[0] == "stall"
-        )
+        sent = int(fault[1]) if fault[0] in ("cut", "stall", "pause") else None
+        return self._send(handler, 206 if start else 200, extra, content[start:], sent=sent, fault=str(fault[0]))
 
     def _send(
         self,
@@ -168,7 +167,7 @@ class HubServer:
         body: bytes = b"",
         *,
         sent: int | None = None,
-        stall: bool = False,
+        fault: str = "none",
     ) -> None:
         handler.send_response(status)
         for key, value in headers.items():
@@ -179,8 +178,10 @@ class HubServer:
             return
         handler.wfile.write(body if sent is None else body[:sent])
         handler.wfile.flush()
-        if stall:
+        if fault in ("stall", "pause"):
             self.stalled.set()
             self.resume.wait(20)
-        if sent is not None:
+        if fault == "pause":
+            handler.wfile.write(body[sent:])
+        elif sent is not None:
             handler.close_connection = True

@@ -66,6 +66,20 @@ def test_an_interrupted_pull_goes_on_where_it_ended(
     assert [request.headers.get("range") for request in hub.content_requests()] == [f"bytes={1 << 16}-"]
 
 
+def test_two_pulls_at_once_fetch_a_file_once(online: Phlite, hub: HubServer, hub_environment: dict[str, str]) -> None:
+    hub.faults = [("pause", 1 << 16)]
+    command = [sys.executable, "-m", "phlite", "pull", REPO]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=hub_environment) as first:
+        assert hub.stalled.wait(30)
+        with subprocess.Popen(command, stderr=subprocess.PIPE, env=hub_environment) as second:
+            assert second.stderr
+            assert b"Another program is downloading" in second.stderr.readline()
+            hub.resume.set()
+            second.stderr.read()
+            assert (first.wait(30), second.wait(30)) == (0, 0)
+    assert len(hub.content_requests()) == 1
+
+
 def wait_for_partial_file(cache: Path, size: int) -> None:
     """Return when the program has written what the server sent."""
     deadline_s = time.monotonic() + 30

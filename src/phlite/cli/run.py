@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,6 @@ class RunOptions:
     """The command line of `phlite run`, as checked values."""
 
     name: str
-    prompt: list[str]
     sampling: SamplingParams
     system: str | None
     raw: bool
@@ -112,7 +112,6 @@ def _check(options: argparse.Namespace, limit: int | None) -> RunOptions:
     )
     return RunOptions(
         name=options.name,
-        prompt=options.prompt,
         sampling=sampling,
         system=options.system,
         raw=options.raw,
@@ -126,16 +125,32 @@ def _check(options: argparse.Namespace, limit: int | None) -> RunOptions:
 
 
 def _load(options: RunOptions) -> LLM:
+    from phlite.hub import fetch
     from phlite.llm import LLM
 
-    return LLM.load(
-        options.name,
-        n_ctx=options.n_ctx,
-        threads=options.threads,
-        kv_type=options.kv_type,
-        offline=options.offline,
-        progress=True,
-    )
+    # Downloads show their own bars, so they come first; loading a large file shows only that it goes on.
+    fetch(options.name, progress=True, offline=options.offline or None)
+    with _notice(f"loading {options.name} ..."):
+        return LLM.load(
+            options.name,
+            n_ctx=options.n_ctx,
+            threads=options.threads,
+            kv_type=options.kv_type,
+            offline=options.offline,
+        )
+
+
+@contextlib.contextmanager
+def _notice(text: str) -> Iterator[None]:
+    """Show a line on a terminal while the body runs."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    print(text, end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print("\r" + " " * len(text) + "\r", end="", file=sys.stderr, flush=True)
 
 
 def _answer(llm: LLM, prompt: str, options: RunOptions) -> int:
@@ -177,7 +192,10 @@ def report(stream: CompletionStream, options: RunOptions) -> None:
     if completion is None:
         return
     if completion.finish_reason == "length" and sys.stderr.isatty():
-        print(f"(cut after {completion.completion_tokens} tokens; -n 0 lets it finish)", file=sys.stderr)
+        if completion.completion_tokens == options.sampling.max_tokens:
+            print(f"(cut after {completion.completion_tokens} tokens; -n 0 lets it finish)", file=sys.stderr)
+        else:
+            print("(cut: the context is full; --ctx sets its size)", file=sys.stderr)
     if options.stats:
         print_stats(completion)
     elif options.verbose_seed:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import inspect
 import os
 import shutil
 import time
@@ -22,6 +23,8 @@ from phlite.hub.progress import Progress, counted, format_bytes
 from phlite.hub.remote import InterruptedDownload, RemoteFile, endpoint, look_up, open_file
 
 __all__ = ["download"]
+
+WAIT_NOTICE_S = 0.5
 
 # Waits between attempts that brought no byte; an attempt that brought some starts over with the first.
 RETRY_WAITS_S = (0.5, 1.0, 2.0, 4.0)
@@ -50,8 +53,6 @@ def download(
 
 
 def _fetch(remote: RemoteFile, progress: Progress, *, force: bool, thorough: bool) -> Path:
-    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
-
     folder = cache.repo_dir(remote.repo)
     snapshot = folder / "snapshots" / remote.commit
     blob = folder / "blobs" / remote.etag
@@ -59,10 +60,7 @@ def _fetch(remote: RemoteFile, progress: Progress, *, force: bool, thorough: boo
     with _storing(folder):
         for parent in (blob.parent, lock.parent, (snapshot / remote.file).parent):
             parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as held:
-        # Another process that fetches the same file makes this one wait, and then find it done.
-        with _storing(lock):
-            held.enter_context(WeakFileLock(str(lock)))
+    with _locked(lock, remote.file, progress):
         if not force and _is_there(remote, snapshot, blob, progress, thorough):
             return snapshot
         partial = blob.with_name(f"{blob.name}.incomplete")
@@ -77,6 +75,24 @@ def _fetch(remote: RemoteFile, progress: Progress, *, force: bool, thorough: boo
             mtime_ns = path.stat().st_mtime_ns
         cache.write_record(snapshot, remote.file, cache.CheckRecord(remote.etag, size_bytes, mtime_ns))
     return snapshot
+
+
+@contextlib.contextmanager
+def _locked(lock: Path, file: str, progress: Progress) -> Iterator[None]:
+    """Keep other processes from fetching the same file: they wait, and then find it done."""
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+    with contextlib.ExitStack() as held:
+        with _storing(lock):
+            if "timeout" in inspect.signature(WeakFileLock).parameters:  # since 0.30
+                try:
+                    held.enter_context(WeakFileLock(str(lock), timeout=WAIT_NOTICE_S))
+                except TimeoutError:
+                    progress.note(f"Another program is downloading {file}; waiting for it.")
+                    held.enter_context(WeakFileLock(str(lock)))
+            else:
+                held.enter_context(WeakFileLock(str(lock)))
+        yield
 
 
 def _is_there(remote: RemoteFile, snapshot: Path, blob: Path, progress: Progress, thorough: bool) -> bool:

@@ -264,7 +264,7 @@ def _suggestion(name: str) -> str:
     import difflib
 
     nearest = difflib.get_close_matches(_key(name), [*_CANONICAL, EMBEDDED], n=3, cutoff=0.6)
-    names = list(dict.fromkeys(_CANONICAL.get(key, key) for key in nearest))
+    names = list(dict.fromkeys(key if "-" not in key else _CANONICAL[key] for key in nearest))
     if names:
         return f"; did you mean {' or '.join(names)}? A file needs a path (./{name}), a repository owner/repo."
     return f"; known: {', '.join(known_names())}; or give owner/repo, or a path such as ./{name}."
