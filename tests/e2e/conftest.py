@@ -87,11 +87,13 @@ def terminal(program_environment: dict[str, str]) -> Iterator[Callable[..., Term
 
 @pytest.fixture(scope="session")
 def endless_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model of random weights: nonsense, and no end of it, as its end tokens are as rare as any other."""
+    """A model of random weights that never ends by itself: its control tokens have logit 0, far below the best."""
     config = tiny_config(vocab_size=4096, hidden_size=128, intermediate_size=256, num_attention_heads=2)
     config |= {"num_key_value_heads": 2, "max_position_embeddings": 131072, "original_max_position_embeddings": 131072}
     path = tmp_path_factory.mktemp("models") / "endless.gguf"
-    return write_gguf(path, random_checkpoint(config, "F16", seed=1))
+    checkpoint = random_checkpoint(config, "F16", seed=1, gain=6.0)
+    checkpoint.tensors["lm_head.weight"].data[:8] = 0
+    return write_gguf(path, checkpoint)
 
 
 def command(*arguments: str | Path) -> list[str]:

@@ -1,7 +1,8 @@
 """A model hub on this machine for tests: the protocol of the real one, with faults on demand.
 
 Two servers, as in reality: the hub answers /api/models/... and /owner/repo/resolve/..., and redirects the content of
-files to a content server ("CDN") of another origin. Every request is kept in `requests`.
+files to a content server ("CDN") of another origin. The hub also serves as an HTTP proxy to both. Every request is kept
+in `requests`.
 """
 
 from __future__ import annotations
@@ -102,8 +103,12 @@ class HubServer:
             def _answer(self) -> None:
                 headers = {key.lower(): value for key, value in self.headers.items()}
                 hub.requests.append(Request(name, self.command, self.path, headers))
+                server = name
+                if self.path.startswith("http://"):  # asked as a proxy
+                    server = "cdn" if self.path.startswith(hub.cdn) else "hub"
+                    self.path = "/" + self.path.removeprefix("http://").partition("/")[2]
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                    if name == "hub":
+                    if server == "hub":
                         hub._answer_hub(self, headers)
                     else:
                         hub._answer_cdn(self, headers)

@@ -94,6 +94,13 @@ def test_pull_says_what_the_repository_lacks(online: Phlite) -> None:
     assert f"has no file 'other.gguf'; it has {FILE}" in result.stderr
 
 
+def test_downloads_go_through_a_proxy(phlite: Phlite, hub: HubServer, endless_model: Path) -> None:
+    hub.add(REPO, {FILE: endless_model.read_bytes()})
+    env = {"HF_ENDPOINT": "http://hub.invalid", "HTTP_PROXY": hub.endpoint, "NO_PROXY": ""}
+    assert phlite("pull", REPO, env=env).returncode == 0
+    assert all(request.path.startswith("http://") for request in hub.requests)
+
+
 def test_pull_repairs_a_damaged_file(online: Phlite, tmp_path: Path) -> None:
     online("pull", REPO)
     (blob,) = (tmp_path / "hf" / "hub").glob("*/blobs/*")
