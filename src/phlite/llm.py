@@ -36,6 +36,7 @@ PromptIds = list[int]
 SEQUENCES_OF_CACHE = 8
 SHARE_OF_MEMORY = 0.5
 SMALLEST_CONTEXT = 512
+MOST_THREADS = 1024
 LARGEST_CACHE_TOKENS = 1 << 22  # a file may claim any context; tables of some bytes per position are made in advance
 MEMORY_IF_UNKNOWN = 4 << 30
 
@@ -94,10 +95,9 @@ class LLM:
         from phlite.models.registry import build_model
         from phlite.tokenizer import build_chat_template, build_tokenizer
 
+        check_load_options(n_ctx=n_ctx, threads=threads, kv_type=kv_type)
         local = fetch(name_or_path, offline=True if offline else None, progress=progress)
         started_s = time.perf_counter()
-        if threads is not None and threads < 1:
-            raise RequestError(f"threads: got {threads}, expected at least 1")
         pool = ops.ThreadPool(threads or ops.physical_core_count())
         file = load_gguf(local.gguf)
         tokenizer = build_tokenizer(file.metadata, source=str(local.gguf))
@@ -323,6 +323,18 @@ def load(
 ) -> LLM:
     """Load a model; the same as `LLM.load`, which describes the arguments."""
     return LLM.load(name_or_path, n_ctx=n_ctx, threads=threads, kv_type=kv_type, offline=offline, progress=progress)
+
+
+def check_load_options(*, n_ctx: int | None, threads: int | None, kv_type: str) -> None:
+    """Raise RequestError for options that no model allows, before anything is downloaded or loaded."""
+    from phlite.ops.attention import KV_DTYPES
+
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise RequestError(f"threads: got {threads}, expected 1 to {MOST_THREADS}")
+    if n_ctx is not None and n_ctx < 2:
+        raise RequestError(f"n_ctx: got {n_ctx}, expected at least 2")
+    if kv_type not in KV_DTYPES:
+        raise RequestError(f"kv_type: got {kv_type!r}, expected one of {', '.join(KV_DTYPES)}")
 
 
 def build_engine(model: CausalLM, *, n_ctx: int | None, kv_type: str, eos_ids: Iterable[int]) -> Engine:

@@ -10,7 +10,7 @@ import functools
 
 import numpy as np
 import pytest
-from tiny_models import random_checkpoint, tiny_config, write_gguf
+from tiny_models import greedy_ids, random_checkpoint, tiny_config, write_gguf
 
 from phlite import ops
 from phlite.engine import Engine, SamplingParams
@@ -138,3 +138,11 @@ def test_every_type_of_cache_is_deterministic(paths, isa, kv_type):
     together = run(which=[1, 2, 3])
     assert_identical(run(which=[2], max_batch_tokens=9), together)
     assert_identical(run(which=[3], threads=3), together)
+
+
+def test_the_engine_equals_the_bare_model_across_the_rope_switch(paths):
+    model = load_model(paths["Q4_K_M"], pool=ops.ThreadPool(2))
+    engine = Engine(model, n_ctx=512, max_batch_tokens=48)
+    sequences = engine.generate([prompt(2), prompt(1)], SamplingParams.greedy(max_tokens=N_NEW))
+    assert model.rope_regime(LENGTHS[2]) != model.rope_regime(LENGTHS[2] + N_NEW)
+    assert [one.output_ids for one in sequences] == [greedy_ids(model, prompt(i), N_NEW, dtype="f16") for i in (2, 1)]

@@ -1,0 +1,37 @@
+import pytest
+
+from phlite.memory import available_memory_bytes, cgroup_available_bytes, linux_available_bytes
+
+
+def test_this_machine_has_some_memory():
+    assert available_memory_bytes() > 1 << 20
+
+
+def test_memavailable_is_read_in_kib(tmp_path):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       16384 kB\nMemFree:  1 kB\nMemAvailable:    4096 kB\n")
+    assert linux_available_bytes(meminfo) == 4096 * 1024
+
+
+@pytest.mark.parametrize("text", ["", "MemTotal: 1 kB\n", "MemAvailable: lots\n"])
+def test_a_meminfo_without_the_line_is_unknown(tmp_path, text):
+    (tmp_path / "meminfo").write_text(text)
+    assert linux_available_bytes(tmp_path / "meminfo") is None
+
+
+def test_a_containers_limit_leaves_what_is_not_used(tmp_path):
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 150\n")
+    assert cgroup_available_bytes(tmp_path) == 450
+
+
+def test_a_container_without_limit_is_unknown(tmp_path):
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 500\n")
+    assert cgroup_available_bytes(tmp_path) is None
+
+
+def test_no_control_group_is_unknown(tmp_path):
+    assert cgroup_available_bytes(tmp_path) is None
