@@ -72,6 +72,11 @@ def test_window_shorter_than_the_prompt_equals_the_definition(load: Load):
     assert_close(all_logits(load(checkpoint), IDS), reference_logits(checkpoint.config, checkpoint.weights, IDS))
 
 
+def test_epsilon_of_the_norms_is_the_files(load: Load):
+    checkpoint = random_checkpoint(tiny_config(rms_norm_eps=0.25))
+    assert_close(all_logits(load(checkpoint), IDS), reference_logits(checkpoint.config, checkpoint.weights, IDS))
+
+
 @pytest.mark.parametrize("n_tokens", [40, 41])
 def test_longrope_lists_on_both_sides_of_the_original_length(load: Load, n_tokens: int):
     factors = {"type": "longrope", "long_factor": np.linspace(1, 9, 32).tolist(), "short_factor": [1.1] * 32}

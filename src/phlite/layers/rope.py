@@ -97,12 +97,10 @@ class RotaryEmbedding:
         seq_starts: int32[B + 1], rows seq_starts[b] .. seq_starts[b + 1] belong to sequence b
         seq_lens:   int32[B], tokens of each sequence, which choose its regime
         """
-        is_long = np.array([self.regime(int(seq_len)) for seq_len in seq_lens], np.bool_)
-        if not is_long.any():
-            return self._tables[0].rows(positions)
-        if is_long.all():
-            return self._tables[1].rows(positions)
-        is_long_token = np.repeat(is_long, np.diff(seq_starts))
+        regimes = [self.regime(seq_len) for seq_len in seq_lens.tolist()]
+        if len(set(regimes)) == 1:
+            return self._tables[regimes[0]].rows(positions)
+        is_long_token = np.repeat(np.array(regimes, np.bool_), np.diff(seq_starts))
         rows = self._tables[0].rows(np.where(is_long_token, 0, positions))
         rows[is_long_token] = self._tables[1].rows(positions[is_long_token])
         return rows

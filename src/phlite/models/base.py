@@ -6,6 +6,7 @@ Shape letters: B sequences, T new tokens of all sequences together, R rows whose
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -94,28 +95,28 @@ def check_batch(batch: Batch, config: ModelConfig) -> None:
     What the operations check themselves is left to them: token ids, consecutive positions, blocks of the cache.
     """
     n_tokens, n_seqs = len(batch.token_ids), len(batch.seq_lens)
-    shapes: dict[str, tuple[int, ...]] = {
-        "token_ids": (n_tokens,),
-        "positions": (n_tokens,),
-        "seq_starts": (n_seqs + 1,),
-        "block_tables": (n_seqs, *batch.block_tables.shape[1:2]),
-        "seq_lens": (n_seqs,),
-        "logit_rows": batch.logit_rows.shape[:1],
-    }
-    for name, shape in shapes.items():
-        array: I32 = getattr(batch, name)
-        if array.dtype != np.int32 or array.shape != shape:
-            raise ShapeError(f"batch: {name} is {array.dtype}{list(array.shape)}, expected int32{list(shape)}")
+    _check_int32("token_ids", batch.token_ids, (n_tokens,))
+    _check_int32("positions", batch.positions, (n_tokens,))
+    _check_int32("seq_starts", batch.seq_starts, (n_seqs + 1,))
+    _check_int32("block_tables", batch.block_tables, (n_seqs, *batch.block_tables.shape[1:2]))
+    _check_int32("seq_lens", batch.seq_lens, (n_seqs,))
+    _check_int32("logit_rows", batch.logit_rows, batch.logit_rows.shape[:1])
+    # Lists: a step of one token has arrays of one element, on which numpy is slower.
+    starts, rows = batch.seq_starts.tolist(), batch.logit_rows.tolist()
     if not n_tokens:
         raise ShapeError("batch: no tokens, expected at least one")
-    starts = batch.seq_starts
-    if starts[0] != 0 or starts[-1] != n_tokens or np.any(starts[1:] <= starts[:-1]):
-        raise ShapeError(f"batch: seq_starts {starts[:8].tolist()}, expected to rise from 0 to {n_tokens}")
-    last = int(batch.positions.max())
-    if last >= config.max_position_embeddings:
-        raise ShapeError(f"batch: position {last}, expected below the model's {config.max_position_embeddings}")
-    if np.any(batch.seq_lens <= batch.positions[starts[1:] - 1]):
+    if starts[0] != 0 or starts[-1] != n_tokens or any(b <= a for a, b in pairwise(starts)):
+        raise ShapeError(f"batch: seq_starts {starts[:8]}, expected to rise from 0 to {n_tokens}")
+    highest = int(batch.positions.max())
+    if highest >= config.max_position_embeddings:
+        raise ShapeError(f"batch: position {highest}, expected below the model's {config.max_position_embeddings}")
+    last_positions = batch.positions[batch.seq_starts[1:] - 1].tolist()
+    if any(n <= last for n, last in zip(batch.seq_lens.tolist(), last_positions, strict=True)):
         raise ShapeError("batch: a sequence's seq_lens is not above the position of its last token")
-    rows = batch.logit_rows
-    if rows.size and (rows.min() < 0 or rows.max() >= n_tokens):
-        raise ShapeError(f"batch: logit_rows from {rows.min()} to {rows.max()}, expected 0 to {n_tokens - 1}")
+    if rows and (min(rows) < 0 or max(rows) >= n_tokens):
+        raise ShapeError(f"batch: logit_rows from {min(rows)} to {max(rows)}, expected 0 to {n_tokens - 1}")
+
+
+def _check_int32(name: str, array: I32, shape: tuple[int, ...]) -> None:
+    if array.dtype != np.int32 or array.shape != shape:
+        raise ShapeError(f"batch: {name} is {array.dtype}{list(array.shape)}, expected int32{list(shape)}")

@@ -28,7 +28,7 @@ def load_model(path: str | os.PathLike[str], *, pool: ops.ThreadPool) -> CausalL
 
 
 def build_model(file: GGUFFile, *, pool: ops.ThreadPool) -> CausalLM:
-    """Return the model in an open file, which must stay open as long as the model is used.
+    """Return the model in an open file; its embedding keeps the file mapped even when the file object is closed.
 
     raises: as load_model
     """
