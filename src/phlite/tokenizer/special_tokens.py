@@ -21,10 +21,8 @@ STOP_TEXTS = frozenset(
     ]
 )
 
-# Unicode White_Space, the set that the `tokenizers` library strips. Python's \s has four control characters more.
-_WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_LEADING_WHITE_SPACE = re.compile(f"[{_WHITE_SPACE}]*")
-_WHITE_SPACE_CHARS = "".join(chr(c) for c in range(0x3001) if re.match(f"[{_WHITE_SPACE}]", chr(c)))
+# Unicode White_Space, the set that the `tokenizers` library strips. Python's own has four control characters more.
+_WHITE_SPACE = "\t\n\x0b\x0c\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 _MARKER = re.compile(r"</?[^\s<>/][^\s<>]*>")
 
 
@@ -69,17 +67,12 @@ class SpecialTokenCutter:
                 continue  # white space that the token before has swallowed
             fragment = text[position : match.start()]
             if token.lstrip:
-                fragment = fragment.rstrip(_WHITE_SPACE_CHARS)
+                fragment = fragment.rstrip(_WHITE_SPACE)
             if fragment:
                 yield fragment
             yield token
             position = match.end()
-            if token.rstrip:
-                position = _end_of_white_space(text, position)
+            while token.rstrip and position < len(text) and text[position] in _WHITE_SPACE:
+                position += 1
         if position < len(text):
             yield text[position:]
-
-
-def _end_of_white_space(text: str, position: int) -> int:
-    match = _LEADING_WHITE_SPACE.match(text, position)
-    return match.end() if match else position
