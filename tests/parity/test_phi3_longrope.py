@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tiny_models import MEMBERS, all_logits, greedy_ids, random_checkpoint, sequence_batch
 
+from phlite.engine import Engine, SamplingParams
 from phlite.models.base import CausalLM
 
 LENGTHS = [4096, 4097]
@@ -76,3 +77,20 @@ def test_64_greedy_ids_across_a_small_original_length_equal_transformers(small_p
     oracle, model = small_pair
     prompt = random_ids(n_prompt, 512)
     assert greedy_ids(model, prompt, 64) == oracle.greedy_ids(prompt, 64)
+
+
+@pytest.mark.parametrize("max_batch_tokens", [17, 512])
+def test_engine_with_many_sequences_across_the_length_equals_transformers(
+    small_pair, random_ids, max_batch_tokens: int
+):
+    """Each sequence crosses at its own time, beside others that have or have not, whatever the chunks."""
+    oracle, model = small_pair
+    prompts = [random_ids(n, 512) for n in (5, 30, 44, 48, 49, 90)]
+    engine = Engine(model, n_ctx=192, cache_tokens=2048, kv_type="f32", max_batch_tokens=max_batch_tokens)
+    sequences = [engine.add(prompt, SamplingParams.greedy(max_tokens=30)) for prompt in prompts]
+    ids: dict[int, list[int]] = {id(sequence): [] for sequence in sequences}
+    while engine.has_unfinished:
+        for output in engine.step():
+            ids[id(output.sequence)].append(output.token_id)
+    for prompt, sequence in zip(prompts, sequences, strict=True):
+        assert ids[id(sequence)] == oracle.greedy_ids(prompt, 30)
