@@ -13,12 +13,11 @@ a function of the seed and n alone.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-
-import numpy as np
 
 from phlite.engine.batch import BatchBuilder
 from phlite.engine.blocks import BLOCK_SIZE
@@ -257,7 +256,7 @@ class Engine:
 
 def check_finite(logits: F32) -> None:
     """Raise ModelFileError when the model gave NaN or infinite logits: float32[R, V]."""
-    if logits.size and not np.isfinite(logits.max(axis=1)).all():
+    if logits.size and not math.isfinite(logits.max()):
         raise ModelFileError(
             "the model's logits are not finite numbers: its weights are damaged (NaN or infinite scales?);"
             " download or convert the file again"

@@ -13,6 +13,7 @@ source: candle-transformers 0.9 generation/mod.rs and utils.rs for the order, th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -104,7 +105,7 @@ def sample(
         for step in steps:
             step(candidates, params, ids, n_prompt)
     row = int(candidates.values.argmax()) if greedy else draw(candidates.values, u)
-    if greedy and not np.isfinite(candidates.values[row]):
+    if greedy and not math.isfinite(candidates.values[row]):
         raise no_token_error(float(candidates.values[row]))
     return row if candidates.ids is None else int(candidates.ids[row])
 
@@ -255,8 +256,8 @@ def keep_top_p(candidates: Candidates, params: SamplingParams, ids: I32, n_promp
             break
         taken, n_taken, upper = taken + mass, n_taken + band.size, floor
     descending = np.sort(band)[::-1]
-    sums = np.cumsum(descending, dtype=np.float64) + taken
-    n_of_band = int(np.searchsorted(sums, wanted, side="left")) + 1
+    sums = descending.cumsum(dtype=np.float64) + taken
+    n_of_band = int(sums.searchsorted(wanted, side="left")) + 1
     if n_of_band <= band.size and n_taken + n_of_band < weights.size:
         candidates.keep(rows_from(weights, descending[n_of_band - 1], n_taken + n_of_band))
 
@@ -272,23 +273,23 @@ def keep_min_p(candidates: Candidates, params: SamplingParams, ids: I32, n_promp
 def draw(weights: F32, u: float) -> int:
     """Return the first row whose running sum exceeds u times the sum of all; its weight is above zero."""
     if weights.size <= 2 * DRAW_BLOCK:
-        sums = np.cumsum(weights, dtype=np.float64)
+        sums = weights.cumsum(dtype=np.float64)
         return row_at(sums, u * sums[-1])
     # Sums of blocks first, then rows of one block: a running sum over a whole vocabulary takes ten times as long.
     starts = np.arange(0, weights.size, DRAW_BLOCK)
-    block_sums = np.cumsum(np.add.reduceat(weights, starts), dtype=np.float64)
+    block_sums = np.add.reduceat(weights, starts).cumsum(dtype=np.float64)
     target = u * block_sums[-1]
     block = row_at(block_sums, target)
     before = block_sums[block - 1] if block else 0.0
     start = block * DRAW_BLOCK
-    return start + row_at(np.cumsum(weights[start : start + DRAW_BLOCK], dtype=np.float64), target - before)
+    return start + row_at(weights[start : start + DRAW_BLOCK].cumsum(dtype=np.float64), target - before)
 
 
 def row_at(sums: NDArray[np.float64], target: float) -> int:
     """Return the first row whose running sum exceeds the target."""
-    row = int(np.searchsorted(sums, target, side="right"))
+    row = int(sums.searchsorted(target, side="right"))
     # The target may round up to the sum itself; the last row that adds anything is meant then.
-    return row if row < sums.size else int(np.searchsorted(sums, sums[-1], side="left"))
+    return row if row < sums.size else int(sums.searchsorted(sums[-1], side="left"))
 
 
 def rows_with_largest(weights: F32, k: int) -> NDArray[np.int64]:
@@ -319,7 +320,7 @@ def rows_from(values: F32, threshold: np.float32, n: int) -> NDArray[np.int64]:
 def finite_max(logits: F32) -> np.float32:
     """Return the largest logit, refusing NaN, +inf and an empty choice (all -inf)."""
     largest: np.float32 = logits.max()
-    if not np.isfinite(largest):
+    if not math.isfinite(largest):
         raise no_token_error(float(largest))
     return largest
 
