@@ -102,6 +102,15 @@ def test_a_cache_that_cannot_be_written_is_still_used(root: Path, monkeypatch: p
     assert fetch("me/model:x.gguf", offline=True).gguf == path
 
 
+def test_a_file_that_cannot_be_read_is_not_taken_for_damaged(root: Path) -> None:
+    path = put(root, "x.gguf")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DownloadError, match=r"x.gguf cannot be read"):
+        fetch("me/model:x.gguf")
+    assert path.exists()
+
+
 def test_an_unreadable_record_is_as_good_as_none(root: Path) -> None:
     path = put(root, "x.gguf")
     record = cache.record_path(path.parent, "x.gguf")

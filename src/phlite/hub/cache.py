@@ -81,6 +81,7 @@ def check_file(
 
     Reads the file whole only when its checksum has not been verified since it last changed, or when `thorough`;
     `on_hashed` is then called with the number of bytes after each piece.
+    raises: DownloadError if it cannot be read, which is no damage: it may be another user's
     """
     path = snapshot / file
     try:
@@ -89,13 +90,16 @@ def check_file(
         return "its content is missing" if path.is_symlink() else "it is missing"
     record = read_record(snapshot, file)
     etag = record.etag if record else (Path(os.readlink(path)).name if path.is_symlink() else "")
-    if record and status.st_size != record.size_bytes:
+    if record and record.size_bytes not in (0, status.st_size):
         return f"it has {status.st_size} of {record.size_bytes} bytes"
-    if file.lower().endswith(".gguf") and not begins_as_gguf(path):
-        return "it does not begin as a GGUF file"
-    if record and record.mtime_ns == status.st_mtime_ns and not thorough:
-        return None
-    actual = digest(path, etag, on_hashed)
+    try:
+        if file.lower().endswith(".gguf") and not begins_as_gguf(path):
+            return "it does not begin as a GGUF file"
+        if record and record.mtime_ns == status.st_mtime_ns and not thorough:
+            return None
+        actual = digest(path, etag, on_hashed)
+    except OSError as error:
+        raise DownloadError(f"{path} cannot be read: {error.strerror}; check its permissions and the disk.") from error
     if actual is not None and actual != etag:
         return f"its checksum is {actual[:12]}..., the hub's is {etag[:12]}..."
     write_record(snapshot, file, CheckRecord(etag, status.st_size, status.st_mtime_ns))
@@ -173,9 +177,6 @@ def blob_of(path: Path) -> Path | None:
 
 
 def begins_as_gguf(path: Path) -> bool:
-    """Whether the file can be read and starts with the magic number."""
-    try:
-        with path.open("rb") as content:
-            return content.read(4) == b"GGUF"
-    except OSError:
-        return False
+    """Whether the file starts with the magic number."""
+    with path.open("rb") as content:
+        return content.read(4) == b"GGUF"

@@ -84,7 +84,10 @@ def _describe(folder: Path, repo: str, snapshot: Path, file: str) -> CachedModel
     if path.exists():
         status = path.stat()
         size_bytes = status.st_size
-        sound = (total_bytes in (0, size_bytes)) and begins_as_gguf(path)
+        try:
+            sound = total_bytes in (0, size_bytes) and begins_as_gguf(path)
+        except OSError:
+            sound = False
         checked = record is not None and record.mtime_ns == status.st_mtime_ns
         state = "damaged" if not sound else "ok" if checked else "unchecked"
     elif path.is_symlink() or record is None:
