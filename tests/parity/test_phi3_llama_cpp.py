@@ -6,6 +6,7 @@ test_phi3_quantised. Greedy ids must agree wherever the two best logits are furt
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from tiny_models import (
     write_gguf,
 )
 
+import phlite
 from phlite.models.registry import load_model
 
 N_CTX = 256
@@ -100,4 +102,17 @@ def test_rounded_logits_and_decided_greedy_ids_equal_llama_cpp(both, random_ids,
     decided = best_two[:, 1] - best_two[:, 0] > 5 * spread
     assert decided.mean() > 0.25
     np.testing.assert_array_equal(got.argmax(axis=-1)[decided], expected.argmax(axis=-1)[decided])
+    oracle.close()
+
+
+@pytest.mark.parametrize("topic", ["ice hockey", "the sea", "an old cat"])
+def test_64_greedy_ids_of_the_embedded_model_equal_llama_cpp(llama_cpp_model, pool, topic: str):
+    """Trained weights decide their next token clearly, so int8 inputs do not change one id of it."""
+    path = Path(phlite.__file__).parent / "assets" / "haiku.gguf"
+    if not path.exists():
+        pytest.skip(f"{path} is missing: train it with tools/haiku")
+    oracle = llama_cpp_model(path, N_CTX)
+    prompt = f"<|user|>\nWrite a haiku about {topic}<|end|>\n<|assistant|>\n"
+    ids = oracle.tokenize(prompt.encode(), add_bos=False, special=True)
+    assert greedy_ids(load_model(path, pool=pool), ids, 64) == llama_cpp_greedy_ids(oracle, ids, 64)
     oracle.close()
