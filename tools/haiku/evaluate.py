@@ -32,9 +32,10 @@ def phlite_answers(model: str, temperature: float, repeat_penalty: float) -> Ans
     llm = phlite.load(model)
 
     def answer(prompt: str, seed: int) -> str:
-        messages = [{"role": "user", "content": prompt}]
-        reply = llm.chat(messages, temperature=temperature, repeat_penalty=repeat_penalty, max_tokens=100, seed=seed)
-        return str(reply.text)
+        params = phlite.SamplingParams(
+            temperature=temperature, repeat_penalty=repeat_penalty, max_tokens=100, seed=seed
+        )
+        return llm.chat(prompt, params).text
 
     return answer
 
