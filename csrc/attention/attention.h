@@ -5,10 +5,10 @@
 // them.
 //
 // One KV block holds 64 positions of every head of one layer; the part of one head is contiguous, 64-byte aligned:
-//   f16, f32   K [64/16][D][16]      16 positions side by side: 16 scores come out of one chain of multiply-adds
-//              V [64][Dp]            Dp = D rounded up to 16, the padding is zero and its results are dropped
-//   q8_0       K uint8  [64/16][Dq/4][16][4] = value + 128, K scales bfloat16 [64/16][Dq/32][16]
-//              V int8   [64/2][Dq][2], two positions side by side, V scales bfloat16 [Dq/32][64]
+//   f16, f32   K [D][64]    positions side by side: 16 scores come out of 16 lanes, with no sum across lanes
+//              V [64][Dp]   Dp = D rounded up to 16, the padding is zero and its results are dropped
+//   q8_0       K uint8 [Dq/4][64][4] = value + 128, K scales bfloat16 [Dq/32][64]
+//              V int8 [64/2][Dq][2], two positions side by side, V scales bfloat16 [Dq/32][64]
 //              Dq = D rounded up to 32; the scale is max|x| / 127 of 32 dims, rounded up; value = x / scale to nearest
 // f16 values beyond +-65504 are stored as +-65504, so a masked key can never make a NaN of its neighbours.
 //

@@ -158,7 +158,7 @@ struct V {
             _mm256_add_epi32(sum.b, _mm256_madd_epi16(value.b, two.b))};
   }
 
-  static void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+  static void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
 };
 
 // clang-format off: each of them uses the one before

@@ -124,7 +124,7 @@ struct V {
   }
   static I dot2(I sum, I value, I two) { return _mm512_dpwssd_epi32(sum, value, two); }
 
-  static void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+  static void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
 };
 
 // clang-format off: each of them uses the one before

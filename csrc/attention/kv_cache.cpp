@@ -1,6 +1,5 @@
 #include "attention/kv_cache.h"
 
-#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <new>
@@ -10,8 +9,6 @@
 
 namespace phlite::attention {
 namespace {
-
-constexpr size_t kAlignment = 4096;
 
 size_t aligned64(size_t n) { return (n + 63) / 64 * 64; }
 
@@ -40,8 +37,7 @@ struct Element {
 };
 
 Element element(const HeadLayout& layout, const uint8_t* head, int slot, int d) {
-  const int group = slot / kLanes, lane = slot % kLanes, D = layout.head_dim;
-  const size_t k_at = (static_cast<size_t>(group) * D + d) * kLanes + lane;
+  const size_t k_at = static_cast<size_t>(d) * kBlock + slot;
   const size_t v_at = static_cast<size_t>(slot) * layout.v_stride + d;
   switch (layout.type) {
     case KVType::f32:
@@ -52,13 +48,13 @@ Element element(const HeadLayout& layout, const uint8_t* head, int slot, int d) 
     case KVType::q8_0:
       break;
   }
-  const int nq = layout.n_quant(), Dq = layout.v_stride;
+  const int Dq = layout.v_stride;
   const auto* k_scales = reinterpret_cast<const uint16_t*>(head + layout.k_scales);
   const auto* v_scales = reinterpret_cast<const uint16_t*>(head + layout.v_scales);
-  const int kq = head[((static_cast<size_t>(group) * (Dq / 4) + d / 4) * kLanes + lane) * 4 + d % 4] - 128;
+  const int kq = head[(static_cast<size_t>(d / 4) * kBlock + slot) * 4 + d % 4] - 128;
   const int vq =
       reinterpret_cast<const int8_t*>(head + layout.v)[(static_cast<size_t>(slot / 2) * Dq + d) * 2 + slot % 2];
-  return {static_cast<float>(kq) * bf16_to_fp32(k_scales[(group * nq + d / kQuant) * kLanes + lane]),
+  return {static_cast<float>(kq) * bf16_to_fp32(k_scales[d / kQuant * kBlock + slot]),
           static_cast<float>(vq) * bf16_to_fp32(v_scales[d / kQuant * kBlock + slot])};
 }
 
@@ -80,16 +76,6 @@ HeadLayout::HeadLayout(KVType t, int D) : type(t), head_dim(D) {
     bytes = v + aligned64(static_cast<size_t>(kBlock) * v_stride * size);
   }
 }
-
-LazyMemory::LazyMemory(size_t n_bytes) {
-  // calloc asks the system for fresh zero pages at this size on every platform and does not touch them.
-  memory_.reset(static_cast<uint8_t*>(std::calloc(n_bytes + kAlignment, 1)));
-  if (!memory_) throw std::bad_alloc();
-  const auto address = reinterpret_cast<uintptr_t>(memory_.get());
-  data_ = memory_.get() + ((address + kAlignment - 1) / kAlignment * kAlignment - address);
-}
-
-void LazyMemory::Free::operator()(uint8_t* p) const noexcept { std::free(p); }
 
 KVCache::KVCache(int n_layers, int n_blocks, int n_kv_heads, int head_dim, const std::string& dtype)
     : layout_(parse_type(dtype), checked_head_dim(head_dim)), n_blocks_(n_blocks), n_kv_heads_(n_kv_heads) {

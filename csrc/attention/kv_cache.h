@@ -2,30 +2,15 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <mutex>
 #include <string>
 #include <vector>
 
 #include "attention/attention.h"
 #include "support/aligned.h"
+#include "support/large_buffer.h"
 
 namespace phlite::attention {
-
-// Zeroed memory whose pages come into being when they are first written.
-class LazyMemory {
- public:
-  explicit LazyMemory(size_t n_bytes);
-  uint8_t* data() { return data_; }
-  const uint8_t* data() const { return data_; }
-
- private:
-  struct Free {
-    void operator()(uint8_t* p) const noexcept;
-  };
-  std::unique_ptr<uint8_t, Free> memory_;
-  uint8_t* data_;
-};
 
 class KVCache {
  public:
@@ -59,7 +44,7 @@ class KVCache {
  private:
   HeadLayout layout_;
   int n_blocks_, n_kv_heads_;
-  std::vector<LazyMemory> layers_;
+  std::vector<LargeBuffer> layers_;  // pages come into being when they are first written
 };
 
 }  // namespace phlite::attention

@@ -54,7 +54,7 @@ float sum_lanes(const float* lanes) noexcept {
 }
 
 float k_value(const HeadLayout& layout, const uint8_t* head, int j, int d) noexcept {
-  const size_t at = (static_cast<size_t>(j / kLanes) * layout.head_dim + d) * kLanes + j % kLanes;
+  const size_t at = static_cast<size_t>(d) * kBlock + j;
   if (layout.type == KVType::f32) return reinterpret_cast<const float*>(head)[at];
   return fp16_to_fp32(reinterpret_cast<const uint16_t*>(head)[at]);
 }
@@ -72,14 +72,14 @@ float score(const AttendArgs& a, const Scratch& s, const uint8_t* head, int row,
     for (int d = 0; d < layout.head_dim; ++d) sum = std::fma(a.q[row][d], k_value(layout, head, j, d), sum);
     return sum;
   }
-  const int nq = layout.n_quant(), Dq = layout.v_stride, group = j / kLanes, lane = j % kLanes;
-  const uint8_t* k = head + static_cast<size_t>(group) * Dq * kLanes + lane * 4;
-  const auto* k_scales = reinterpret_cast<const uint16_t*>(head + layout.k_scales) + group * nq * kLanes + lane;
+  const int nq = layout.n_quant(), Dq = layout.v_stride;
+  const uint8_t* k = head + j * 4;
+  const auto* k_scales = reinterpret_cast<const uint16_t*>(head + layout.k_scales) + j;
   for (int b = 0; b < nq; ++b) {
     int dot = 0;
     for (int i = 0; i < kQuant; ++i)
-      dot += s.q[row * Dq + b * kQuant + i] * (k[(b * (kQuant / 4) + i / 4) * kLanes * 4 + i % 4] - 128);
-    sum = std::fma(s.q_scale[row * nq + b] * bf16_to_fp32(k_scales[b * kLanes]), static_cast<float>(dot), sum);
+      dot += s.q[row * Dq + b * kQuant + i] * (k[(b * (kQuant / 4) + i / 4) * kBlock * 4 + i % 4] - 128);
+    sum = std::fma(s.q_scale[row * nq + b] * bf16_to_fp32(k_scales[b * kBlock]), static_cast<float>(dot), sum);
   }
   return sum;
 }
@@ -172,9 +172,9 @@ void write(const HeadLayout& layout, uint8_t* head, int slot, const float* k, co
   if (layout.type == KVType::q8_0) return write_q8(layout, head, slot, k, v);
   if (layout.type == KVType::f32) return write_f32(layout, head, slot, k, v);
   const int D = layout.head_dim;
-  uint16_t* k_out = reinterpret_cast<uint16_t*>(head) + static_cast<size_t>(slot / kLanes) * D * kLanes + slot % kLanes;
+  uint16_t* k_out = reinterpret_cast<uint16_t*>(head) + slot;
   uint16_t* v_out = reinterpret_cast<uint16_t*>(head + layout.v) + static_cast<size_t>(slot) * layout.v_stride;
-  for (int d = 0; d < D; ++d) k_out[d * kLanes] = fp32_to_fp16(saturate_to_half(k[d]));
+  for (int d = 0; d < D; ++d) k_out[d * kBlock] = fp32_to_fp16(saturate_to_half(k[d]));
   for (int d = 0; d < D; ++d) v_out[d] = fp32_to_fp16(saturate_to_half(v[d]));
 }
 

@@ -47,7 +47,6 @@ template <class E, int MR, int NG>
 static inline void dot_rows(const float* const* q, const typename E::T* k, int D, float* scores,
                             const uint8_t* ahead) noexcept {
   constexpr int kLines = MR <= 2 ? E::kSize * kBlock / 64 * NG / 4 : 0;  // V bytes per step of d, in cache lines
-  const size_t group = static_cast<size_t>(D) * kLanes;
   V::F acc[MR][NG];
 #pragma GCC unroll 8
   for (int r = 0; r < MR; ++r)
@@ -56,7 +55,7 @@ static inline void dot_rows(const float* const* q, const typename E::T* k, int D
   for (int d = 0; d < D; ++d) {
     V::F key[NG];
 #pragma GCC unroll 8
-    for (int g = 0; g < NG; ++g) key[g] = E::load(k + g * group + static_cast<size_t>(d) * kLanes);
+    for (int g = 0; g < NG; ++g) key[g] = E::load(k + static_cast<size_t>(d) * kBlock + g * kLanes);
 #pragma GCC unroll 8
     for (int i = 0; i < kLines; ++i) V::prefetch(ahead + (static_cast<size_t>(d) * kLines + i) * 64);
 #pragma GCC unroll 8
@@ -77,7 +76,6 @@ static inline void dot_rows_q8(const AttendArgs& a, const Scratch& s, int row, c
                                const uint16_t* k_scales, float* scores, const uint8_t* ahead) noexcept {
   constexpr int kLines = MR <= 2 ? NG : 0;  // V bytes per step of 4 dims, in cache lines
   const int Dq = a.layout->v_stride, nq = Dq / kQuant;
-  const size_t group = static_cast<size_t>(Dq) * kLanes;
   V::F acc[MR][NG];
 #pragma GCC unroll 8
   for (int r = 0; r < MR; ++r)
@@ -94,7 +92,7 @@ static inline void dot_rows_q8(const AttendArgs& a, const Scratch& s, int row, c
     for (int i = b * (kQuant / 4); i < (b + 1) * (kQuant / 4); ++i) {
       V::I key[NG];
 #pragma GCC unroll 8
-      for (int g = 0; g < NG; ++g) key[g] = V::load_bytes(k + g * group + static_cast<size_t>(i) * kLanes * 4);
+      for (int g = 0; g < NG; ++g) key[g] = V::load_bytes(k + (static_cast<size_t>(i) * kBlock + g * kLanes) * 4);
 #pragma GCC unroll 8
       for (int x = 0; x < kLines; ++x) V::prefetch(ahead + (static_cast<size_t>(i) * kLines + x) * 64);
 #pragma GCC unroll 8
@@ -106,7 +104,7 @@ static inline void dot_rows_q8(const AttendArgs& a, const Scratch& s, int row, c
     }
 #pragma GCC unroll 8
     for (int g = 0; g < NG; ++g) {
-      const V::F scale = V::load_bf16(k_scales + (g * nq + b) * kLanes);
+      const V::F scale = V::load_bf16(k_scales + b * kBlock + g * kLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < MR; ++r) {
         const V::F both = V::mul(V::set1(s.q_scale[(row + r) * nq + b]), scale);
@@ -126,19 +124,16 @@ static inline void score_rows(const AttendArgs& a, const Scratch& s, const Block
                               int to) noexcept {
   constexpr bool kQuantised = E::kSize == 1;
   constexpr int NG = kQuantised ? V::quant_groups(MR) : V::dot_groups(MR);
-  const int D = a.layout->head_dim;
   for (int g = 0; g < kBlock / kLanes; g += NG) {
     if (to <= g * kLanes || from >= (g + NG) * kLanes) continue;
     float* scores = s.scores + g * kLanes;
     const uint8_t* ahead = block.head + a.layout->v + static_cast<size_t>(g) * kLanes * a.layout->v_stride * E::kSize;
     if constexpr (kQuantised) {
-      const int Dq = a.layout->v_stride, nq = Dq / kQuant;
       const auto* k_scales = reinterpret_cast<const uint16_t*>(block.head + a.layout->k_scales);
-      dot_rows_q8<MR, NG>(a, s, row, block.head + static_cast<size_t>(g) * Dq * kLanes, k_scales + g * nq * kLanes,
-                          scores, ahead);
+      dot_rows_q8<MR, NG>(a, s, row, block.head + g * kLanes * 4, k_scales + g * kLanes, scores, ahead);
     } else {
-      const auto* k = static_cast<const typename E::T*>(block.k) + static_cast<size_t>(g) * D * kLanes;
-      dot_rows<E, MR, NG>(a.q + row, k, D, scores, ahead);
+      const auto* k = static_cast<const typename E::T*>(block.k) + g * kLanes;
+      dot_rows<E, MR, NG>(a.q + row, k, a.layout->head_dim, scores, ahead);
     }
   }
 }
@@ -393,6 +388,13 @@ static inline void attend_segment(const AttendArgs& a, const Scratch& s) noexcep
         V::store_wide(wide + i, V::widen_i8(static_cast<const int8_t*>(block.v) + i));
       block.v = wide;
     }
+    if (a.layout->type == KVType::q8_0 && a.n_rows <= 2) {
+      const size_t n_bytes = static_cast<size_t>(a.layout->n_quant()) * kBlock * sizeof(uint16_t);
+      for (size_t i = 0; i < n_bytes; i += 64) {
+        V::prefetch(block.head + a.layout->v_scales + i);
+        V::prefetch(block.next + a.layout->k_scales + i);
+      }
+    }
     int row = 0;
     if constexpr (V::kMostRows >= 8)
       for (; row + 8 <= a.n_rows; row += 8) attend_rows<KE, VE, 8>(a, s, block, base, row);
@@ -454,17 +456,17 @@ static void write(const HeadLayout& layout, uint8_t* head, int slot, const float
   if (layout.type == KVType::q8_0) return write_q8(layout, head, slot, k, v);
   if (layout.type == KVType::f32) return write_f32(layout, head, slot, k, v);
   const int D = layout.head_dim;
-  uint16_t* k_out = reinterpret_cast<uint16_t*>(head) + static_cast<size_t>(slot / kLanes) * D * kLanes + slot % kLanes;
+  uint16_t* k_out = reinterpret_cast<uint16_t*>(head) + slot;
   uint16_t* v_out = reinterpret_cast<uint16_t*>(head + layout.v) + static_cast<size_t>(slot) * layout.v_stride;
   int d = 0;
   for (; d + kLanes <= D; d += kLanes) {
     uint16_t half[kLanes];
     V::store_f16(half, V::load(k + d));
-    for (int i = 0; i < kLanes; ++i) k_out[(d + i) * kLanes] = half[i];
+    for (int i = 0; i < kLanes; ++i) k_out[(d + i) * kBlock] = half[i];
     V::store_f16(v_out + d, V::load(v + d));
   }
   for (; d < D; ++d) {
-    k_out[d * kLanes] = fp32_to_fp16(saturate_to_half(k[d]));
+    k_out[d * kBlock] = fp32_to_fp16(saturate_to_half(k[d]));
     v_out[d] = fp32_to_fp16(saturate_to_half(v[d]));
   }
 }
