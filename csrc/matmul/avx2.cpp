@@ -27,6 +27,7 @@ namespace {
 
 struct VAvx2 : V256 {
   static constexpr int kMaxRows = 4, kSignedOffset = 0;
+  static constexpr bool kSums32 = false;  // `dot` adds into 16 bits
 
   static INLINE I from_signed(I a) { return a; }
   static INLINE I lookup_iq4(I a) {

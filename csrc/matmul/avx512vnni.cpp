@@ -27,6 +27,7 @@ struct V512 {
   using I = __m512i;
   using F = __m512;
   static constexpr int lanes = 16, kMaxRows = 12, kSignedOffset = 128;
+  static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
 
   static INLINE I zero() { return _mm512_setzero_si512(); }
   static INLINE F zero_f() { return _mm512_setzero_ps(); }

@@ -25,6 +25,7 @@ namespace {
 
 struct VVnni256 : V256 {
   static constexpr int kMaxRows = 4, kSignedOffset = 128;
+  static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
 
   static INLINE I from_signed(I a) { return _mm256_xor_si256(a, set1(0x80808080)); }
   static INLINE I lookup_iq4(I a) {  // the IQ4 values with 128 added

@@ -14,26 +14,48 @@
 // Kernels are noexcept, allocate nothing and own no threads. Rows of tiles need 64-byte alignment.
 #pragma once
 #include <cstdint>
+#include <initializer_list>
 
 #include "cpu/isa.h"
 #include "matmul/packed_format.h"
 
 namespace phlite {
 
-// Rows of activations, quantised once and shared by all tiles. Slices of 256 columns hold all rows, so that the rows of
-// one slice lie together: q[slice][row][256]. Only the members of the kind in use are set.
+// Rows of activations, quantised once and shared by all tiles. The kernels take rows in groups of 12, 8, 4, 2 and 1, as
+// many as their registers hold, largest first; a slice of 256 columns holds all groups, and a group is interleaved by
+// steps: q[slice][group][64 steps][rows of the group][4 columns], so that the broadcasts of a kernel read one forward
+// stream. Only the members of the kind in use are set.
 struct Activations {
   int64_t n_rows = 0, n_cols = 0;
-  int8_t* q = nullptr;        // q8, q8k: [ceil(K/256)][n_rows][256]
-  float* d = nullptr;         // q8k: [K/256][n_rows]; q8: [ceil(K/256)][n_rows][8]
-  int16_t* bsum16 = nullptr;  // q8k: [K/256][n_rows][16] sums of 16 codes
-  int16_t* bsum32 = nullptr;  // q8k: [K/256][n_rows][8] sums of 32 codes
-  int32_t* bsum = nullptr;    // q8: [ceil(K/256)][n_rows][8] sums of 32 codes
-  const float* x = nullptr;   // f32: [n_rows][ld]
+  int8_t* q = nullptr;             // q8, q8k: [ceil(K/256)][n_rows][256]
+  float* d = nullptr;              // q8k: [K/256][n_rows]; q8: [ceil(K/256)][n_rows][8]
+  int16_t* bsum16 = nullptr;       // q8k: [K/256][n_rows][16] sums of 16 codes, met by mins
+  int16_t* bsum32 = nullptr;       // q8k: [K/256][n_rows][8] sums of 32 codes
+  int32_t* minus_sum16 = nullptr;  // q8k: [K/256][n_rows][16] the same negated, met by the offset of the weights' codes
+  int32_t* minus_sum32 = nullptr;  // q8, q8k: [ceil(K/256)][n_rows][8]
+  const float* x = nullptr;        // f32: [n_rows][ld]
   int64_t ld = 0;
 };
 
-// One packed tile times n_rows rows of the activations from `row` on: out[r * 16 + lane], 64-byte aligned.
+// The group of rows that `row` belongs to when n_rows rows are split into the largest groups of at most max_rows.
+struct RowGroup {
+  int64_t first;
+  int64_t size;
+};
+
+inline RowGroup row_group(int64_t n_rows, int64_t max_rows, int64_t row) {
+  int64_t first = 0;
+  for (int64_t size : {12, 8, 4, 2, 1}) {
+    if (size > max_rows) continue;
+    const int64_t end = first + (n_rows - first) / size * size;
+    if (row < end) return {first + (row - first) / size * size, size};
+    first = end;
+  }
+  return {row, 1};
+}
+
+// One packed tile times n_rows rows of the activations from `row`, the first of a group: out[r * 16 + lane], 64-byte
+// aligned.
 struct TileArgs {
   const uint8_t* tile;
   const Activations* act;
@@ -51,6 +73,7 @@ constexpr int64_t kMaxTileRows = 192;
 
 struct MatmulKernels {
   using TileFn = void (*)(const TileArgs&) noexcept;
+  int max_rows;  // rows of the largest group
   TileFn tile[kPackedFormatCount];
   // x[n_cols] of one row to its place in `act`. A row with a NaN or an infinity gets d = NaN.
   void (*quantize_row)(const float* x, int64_t row, ActivationKind kind, const Activations& act) noexcept;

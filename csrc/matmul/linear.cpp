@@ -114,7 +114,8 @@ struct Workspace {
     act.d = reinterpret_cast<float*>(take(slices * n_rows * 8 * 4));
     act.bsum16 = reinterpret_cast<int16_t*>(take(slices * n_rows * 16 * 2));
     act.bsum32 = reinterpret_cast<int16_t*>(take(slices * n_rows * 8 * 2));
-    act.bsum = reinterpret_cast<int32_t*>(take(slices * n_rows * 8 * 4));
+    act.minus_sum16 = reinterpret_cast<int32_t*>(take(slices * n_rows * 16 * 4));
+    act.minus_sum32 = reinterpret_cast<int32_t*>(take(slices * n_rows * 8 * 4));
     if (keep_floats) normed = reinterpret_cast<float*>(take(n_rows * w.n_cols() * 4));
     return used;
   }

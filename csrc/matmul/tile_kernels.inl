@@ -89,6 +89,8 @@ struct TableCodes {
   }
 };
 
+constexpr int log2_of(int n) { return n <= 1 ? 0 : 1 + log2_of(n / 2); }
+
 // total[m] += scale * sum over the group's steps of codes * activations, from step S on; acc starts at zero.
 template <class V, class Codes, int M, int S = 0>
 INLINE void add_steps(const uint8_t* planes, const int8_t* q, typename V::I scale, typename V::I (&acc)[M],
@@ -96,7 +98,7 @@ INLINE void add_steps(const uint8_t* planes, const int8_t* q, typename V::I scal
   if constexpr (S < Codes::kSteps) {
     constexpr int kMax = Codes::kMaxCode, kEvery = V::template flush_every<kMax>();
     const typename V::I w = Codes::template code<S>(planes);
-    UNROLL for (int m = 0; m < M; ++m) acc[m] = V::template dot<kMax>(acc[m], w, q + m * kSuperblock + 4 * S);
+    UNROLL for (int m = 0; m < M; ++m) acc[m] = V::template dot<kMax>(acc[m], w, q + (S * M + m) * 4);
     if constexpr ((S + 1) % kEvery == 0 || S + 1 == Codes::kSteps) {
       UNROLL for (int m = 0; m < M; ++m) {
         total[m] = V::template fold<kMax>(total[m], acc[m], scale);
@@ -107,10 +109,17 @@ INLINE void add_steps(const uint8_t* planes, const int8_t* q, typename V::I scal
   }
 }
 
-template <class V, class Codes, int M>
-INLINE void add_group(const uint8_t* planes, const int8_t* q, typename V::I scale, typename V::I (&total)[M]) {
+// The same for a whole group. Codes that carry an offset start from -offset times the sum of the group's activations,
+// which `minus_sum` holds for row m at [m * stride]; where sums are not 32-bit the caller has taken it back already.
+template <class V, class Codes, int M, int Offset>
+INLINE void add_group(const uint8_t* planes, const int8_t* q, typename V::I scale, const int32_t* minus_sum, int stride,
+                      typename V::I (&total)[M]) {
   typename V::I acc[M];
-  UNROLL for (int m = 0; m < M; ++m) acc[m] = V::zero();
+  if constexpr (Offset != 0 && V::kSums32) {
+    UNROLL for (int m = 0; m < M; ++m) acc[m] = V::template shift<log2_of(Offset)>(V::set1(minus_sum[m * stride]));
+  } else {
+    UNROLL for (int m = 0; m < M; ++m) acc[m] = V::zero();
+  }
   add_steps<V, Codes, M>(planes, q, scale, acc, total);
 }
 
@@ -332,32 +341,34 @@ struct SuperFormat {
     expand_scales<V>(scales, scale);
     UNROLL for (int m = 0; m < M; ++m) total[m] = V::zero();
 
-    if constexpr (Min || Offset != 0) {
-      I msum[M];
-      UNROLL for (int m = 0; m < M; ++m) msum[m] = V::zero();
-      add_block_sums<V>(scales, kGroups == 16 ? act.bsum16 + at * 16 : act.bsum32 + at * 8, msum);
-      if constexpr (Min) {
-        const Fl dmin = V::load_half(p.body + 32 + 2 * lane);
-        UNROLL for (int m = 0; m < M; ++m) acc[m] =
-            V::fnma(V::mul_f(V::to_f(msum[m]), dmin), V::set1_f(d_act[m]), acc[m]);
-      } else {
-        UNROLL for (int m = 0; m < M; ++m) total[m] = V::sub(total[m], V::mul(msum[m], V::set1(Offset)));
-      }
+    if constexpr (Offset != 0 && !V::kSums32) {
+      add_block_sums<V>(scales, kGroups == 16 ? act.bsum16 + at * 16 : act.bsum32 + at * 8, total);
+      UNROLL for (int m = 0; m < M; ++m) total[m] = V::mul(total[m], V::set1(-Offset));
     }
 
+    const int32_t* minus_sum = kGroups == 16 ? act.minus_sum16 + at * 16 : act.minus_sum32 + at * 8;
     const uint8_t* planes = p.body + CodePlane * kPlaneBytes + 4 * lane;
     if constexpr (kPaired) {
-      for (int g = 0; g < kGroups; g += 2, planes += 3 * kPlaneBytes, q += 2 * kGroupCols) {
-        add_group<V, ThreeBitCodes<V, 0>, M>(planes, q, scale[g], total);
-        add_group<V, ThreeBitCodes<V, 1>, M>(planes, q + kGroupCols, scale[g + 1], total);
+      for (int g = 0; g < kGroups; g += 2, planes += 3 * kPlaneBytes, q += 2 * kGroupCols * M) {
+        add_group<V, ThreeBitCodes<V, 0>, M, Offset>(planes, q, scale[g], minus_sum + g, kGroups, total);
+        add_group<V, ThreeBitCodes<V, 1>, M, Offset>(planes, q + kGroupCols * M, scale[g + 1], minus_sum + g + 1,
+                                                     kGroups, total);
       }
     } else {
-      for (int g = 0; g < kGroups; ++g, planes += C::kPlanes * kPlaneBytes, q += kGroupCols)
-        add_group<V, C, M>(planes, q, scale[g], total);
+      for (int g = 0; g < kGroups; ++g, planes += C::kPlanes * kPlaneBytes, q += kGroupCols * M)
+        add_group<V, C, M, Offset>(planes, q, scale[g], minus_sum + g, kGroups, total);
     }
 
     const Fl d = V::load_half((InlineD ? p.body : p.header) + 2 * lane);
-    UNROLL for (int m = 0; m < M; ++m) acc[m] = V::fma(V::mul_f(V::to_f(total[m]), d), V::set1_f(d_act[m]), acc[m]);
+    Fl sum[M];
+    UNROLL for (int m = 0; m < M; ++m) sum[m] = V::mul_f(V::to_f(total[m]), d);
+    if constexpr (Min) {  // after the long loop, where its registers are free again
+      const Fl dmin = V::load_half(p.body + 32 + 2 * lane);
+      UNROLL for (int m = 0; m < M; ++m) total[m] = V::zero();
+      add_block_sums<V>(scales, kGroups == 16 ? act.bsum16 + at * 16 : act.bsum32 + at * 8, total);
+      UNROLL for (int m = 0; m < M; ++m) sum[m] = V::fnma(V::to_f(total[m]), dmin, sum[m]);
+    }
+    UNROLL for (int m = 0; m < M; ++m) acc[m] = V::fma(sum[m], V::set1_f(d_act[m]), acc[m]);
   }
 
   static INLINE Place unpack(Place p, int64_t, int lane, uint8_t* out) {
@@ -414,18 +425,19 @@ struct BlockFormat {
     const int64_t at = b * act.n_rows + row;
     const int8_t* q = act.q + at * kSuperblock;
     const float* d_act = act.d + at * 8;
-    const int32_t* bsum = act.bsum + at * 8;
+    const int32_t* minus_sum = act.minus_sum32 + at * 8;
     const uint8_t* header = p.header + 2 * lane;
     const uint8_t* planes = p.body + 4 * lane;
     for (int i = 0; i < n_blocks;
-         ++i, header += kHeader, planes += C::kPlanes * kPlaneBytes, q += 32, ++d_act, ++bsum) {
+         ++i, header += kHeader, planes += C::kPlanes * kPlaneBytes, q += 32 * M, ++d_act, ++minus_sum) {
       I total[M];
-      UNROLL for (int m = 0; m < M; ++m) total[m] = Offset ? V::set1(-Offset * bsum[m * 8]) : V::zero();
-      add_group<V, C, M>(planes, q, V::unit_scale(), total);
+      UNROLL for (int m = 0; m < M; ++m) total[m] =
+          Offset != 0 && !V::kSums32 ? V::set1(Offset * minus_sum[m * 8]) : V::zero();
+      add_group<V, C, M, Offset>(planes, q, V::unit_scale(), minus_sum, 8, total);
       const Fl d = V::load_half(header);
       UNROLL for (int m = 0; m < M; ++m) {
         Fl sum = V::mul_f(V::to_f(total[m]), d);
-        if constexpr (Min) sum = V::fma(V::load_half(header + 32), V::set1_f(static_cast<float>(bsum[m * 8])), sum);
+        if constexpr (Min) sum = V::fnma(V::load_half(header + 32), V::to_f(V::set1(minus_sum[m * 8])), sum);
         acc[m] = V::fma(sum, V::set1_f(d_act[m * 8]), acc[m]);
       }
     }
@@ -623,10 +635,11 @@ INLINE void block_scale(int32_t bits, float& d, float& inverse) {
 
 template <class V>
 void quantize_row(const float* x, int64_t row, ActivationKind kind, const Activations& act) noexcept {
+  const RowGroup group = row_group(act.n_rows, V::kMaxRows, row);
   for (int64_t k = 0, slice = 0; k < act.n_cols; k += kSuperblock, ++slice) {
     const int64_t at = slice * act.n_rows + row;
     const int n = static_cast<int>(act.n_cols - k < kSuperblock ? act.n_cols - k : kSuperblock);
-    int8_t* q = act.q + at * kSuperblock;
+    alignas(64) int8_t q[kSuperblock];
     float inverse = 0.0f;
     if (kind == ActivationKind::q8k) block_scale(max_abs_bits<V>(x + k, n), act.d[at], inverse);
     for (int i = 0; i < n; i += 32) {
@@ -637,10 +650,13 @@ void quantize_row(const float* x, int64_t row, ActivationKind kind, const Activa
         act.bsum16[at * 16 + i / 16] = static_cast<int16_t>(s0);
         act.bsum16[at * 16 + i / 16 + 1] = static_cast<int16_t>(s1);
         act.bsum32[at * 8 + i / 32] = static_cast<int16_t>(s0 + s1);
-      } else {
-        act.bsum[at * 8 + i / 32] = s0 + s1;
+        act.minus_sum16[at * 16 + i / 16] = -s0;
+        act.minus_sum16[at * 16 + i / 16 + 1] = -s1;
       }
+      act.minus_sum32[at * 8 + i / 32] = -(s0 + s1);
     }
+    int8_t* to = act.q + (slice * act.n_rows + group.first) * kSuperblock + (row - group.first) * 4;
+    for (int i = 0; i < n; i += 4, to += 4 * group.size) std::memcpy(to, q + i, 4);
   }
 }
 
@@ -693,6 +709,7 @@ MatmulKernels build_kernels() {
   set(WeightType::Q5_K, &tile_kernel<FormatQ5K<V>>);
   set(WeightType::Q6_K, &tile_kernel<FormatQ6K<V>>);
   set(WeightType::IQ4_XS, &tile_kernel<FormatIQ4XS<V>>);
+  t.max_rows = V::kMaxRows;
   t.quantize_row = &quantize_row<V>;
   t.rms_norm_row = &rms_norm_row<V>;
   t.swiglu = &swiglu<V>;
