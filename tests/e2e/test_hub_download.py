@@ -169,7 +169,8 @@ def test_changed_bytes_in_a_cached_file_are_repaired(repository: HubServer) -> N
         content.write(b"oops")
     notes = Notes()
     assert fetch(f"{REPO}:{FILE}", progress=notes).gguf.read_bytes() == CONTENT
-    assert "its checksum is" in notes.notes[0]
+    (note,) = notes.notes
+    assert "its checksum is" in note
 
 
 def test_a_dangling_link_in_the_cache_is_repaired(repository: HubServer) -> None:
@@ -298,6 +299,8 @@ def test_all_parts_of_a_split_model_are_fetched_from_one_commit(hub: HubServer) 
     model = fetch(REPO)
     assert [path.read_bytes() for path in model.paths] == list(parts.values())
     assert model.gguf.name == "m-Q4_K_M-00001-of-00003.gguf"
+    lookups = [request.path for request in hub.requests if request.server == "hub" and request.method == "HEAD"]
+    assert [path.split("/")[4] for path in lookups] == ["main", model.revision, model.revision]
 
 
 def test_a_missing_part_of_a_cached_split_model_is_fetched(hub: HubServer) -> None:

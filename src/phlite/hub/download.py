@@ -129,8 +129,6 @@ def _receive_and_verify(remote: RemoteFile, partial: Path, progress: Progress) -
 
 def _receive(remote: RemoteFile, partial: Path, progress: Progress) -> None:
     """Append to the partial file until it is complete, over as many connections as that takes."""
-    if remote.size_bytes is not None and _size(partial) > remote.size_bytes:
-        partial.unlink()
     _check_space(remote, partial)
     progress.start(f"Downloading {remote.file}", remote.size_bytes, _size(partial))
     failures = 0
