@@ -115,14 +115,38 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_the_numbers(fake_model, pr
 
 def test_a_decoding_sequence_waits_for_one_chunk_of_a_long_prompt_at_most(fake_model, prompt):
     model = fake_model()
-    engine = Engine(model)
+    engine = Engine(model, cache_tokens=2048)
     first = engine.add(prompt(5), SamplingParams.greedy(max_tokens=None))
     engine.step()
-    engine.add(prompt(900, 1), GREEDY)
-    for n in range(2, 9):
+    long = engine.add(prompt(900, 1), GREEDY)
+    n_steps = 1
+    while not long.output_ids:
         engine.step()
-        assert len(first.output_ids) == n
+        n_steps += 1
+        assert len(first.output_ids) == n_steps
         assert len(model.batches[-1].token_ids) <= 129
+    assert n_steps == 1 + -(-900 // 128)
+
+
+def test_decoding_sequences_do_not_starve_a_prompt_when_the_step_is_full(fake_model, prompt):
+    engine = Engine(fake_model(), max_batch_tokens=1)
+    endless = engine.add(prompt(1), SamplingParams.greedy(max_tokens=None))
+    engine.step()
+    late = engine.add(prompt(6, 1), GREEDY)
+    for _ in range(6):
+        engine.step()
+    assert len(late.output_ids) == 1
+    assert endless.finish_reason is None
+
+
+def test_a_sequence_that_was_thrown_out_comes_before_those_that_have_not_begun(fake_model, prompt):
+    engine = Engine(fake_model(), n_ctx=128, cache_tokens=192)
+    params = SamplingParams.greedy(max_tokens=60)
+    oldest, second, last = (engine.add(prompt(60, i), params) for i in range(3))
+    while len(oldest.output_ids) < 10:
+        engine.step()
+    assert list(engine.scheduler.waiting) == [second, last]
+    assert second.output_ids
 
 
 def test_a_short_prompt_is_served_before_a_long_one_that_came_first_is_through(fake_model, prompt):

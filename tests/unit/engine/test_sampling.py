@@ -136,7 +136,7 @@ def test_repeat_penalty_sees_generated_ids_of_the_window_only():
 
 def test_frequency_and_presence_penalties_follow_the_counts():
     logits = np.array([3.0, 2.5, 2.0, 1.0], np.float32)
-    ids = np.array([3, 0, 0, 1], np.int32)
+    ids = np.array([2, 0, 0, 1], np.int32)
     greedy = {"temperature": 0, "repeat_penalty": 1.0}
     assert sample(logits, SamplingParams(**greedy, frequency_penalty=0.6), ids, n_prompt=1, u=0) == 2
     assert sample(logits, SamplingParams(**greedy, frequency_penalty=0.4), ids, n_prompt=1, u=0) == 0
