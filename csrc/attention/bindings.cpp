@@ -5,6 +5,8 @@
 #include <nanobind/stl/string.h>
 
 #include <cmath>
+#include <ostream>
+#include <sstream>
 #include <string>
 
 #include "attention/batch.h"
@@ -24,22 +26,31 @@ using ConstFloats = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::devi
 using ConstInts = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using ConstTables = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-void require(bool holds, const std::string& message) {
-  if (!holds) throw nb::value_error(message.c_str());
+// Message parts are joined only when a check fails: these run for every layer of every token.
+template <class... Parts>
+void require(bool holds, const Parts&... parts) {
+  if (holds) return;
+  std::ostringstream message;
+  (message << ... << parts);
+  throw nb::value_error(message.str().c_str());
 }
 
-std::string shape(size_t rows, size_t cols) { return "[" + std::to_string(rows) + ", " + std::to_string(cols) + "]"; }
+struct Shape {
+  size_t rows, cols;
+};
+
+std::ostream& operator<<(std::ostream& out, const Shape& s) { return out << '[' << s.rows << ", " << s.cols << ']'; }
 
 void build_batch(Batch* at, const ConstInts& positions, const ConstInts& seq_starts, const ConstTables& block_tables,
                  const ConstFloats& cos_sin) {
   const size_t T = positions.shape(0);
-  require(seq_starts.shape(0) >= 2, "attention batch: seq_starts has " + std::to_string(seq_starts.shape(0)) +
-                                        " entries, expected one more than sequences, at least 2");
+  require(seq_starts.shape(0) >= 2, "attention batch: seq_starts has ", seq_starts.shape(0),
+          " entries, expected one more than sequences, at least 2");
   const size_t B = seq_starts.shape(0) - 1;
-  require(block_tables.shape(0) == B, "attention batch: block_tables has " + std::to_string(block_tables.shape(0)) +
-                                          " rows, expected one for each of " + std::to_string(B) + " sequences");
-  require(cos_sin.shape(0) == T, "attention batch: cos_sin has " + std::to_string(cos_sin.shape(0)) +
-                                     " rows, expected one for each of " + std::to_string(T) + " tokens");
+  require(block_tables.shape(0) == B, "attention batch: block_tables has ", block_tables.shape(0),
+          " rows, expected one for each of ", B, " sequences");
+  require(cos_sin.shape(0) == T, "attention batch: cos_sin has ", cos_sin.shape(0), " rows, expected one for each of ",
+          T, " tokens");
   require(T < (size_t{1} << 30) && block_tables.shape(1) < (size_t{1} << 30), "attention batch: too many tokens");
   require(cos_sin.shape(1) <= attention::kMaxHeadDim, "attention batch: cos_sin has too many columns");
   new (at) Batch(positions.data(), static_cast<int>(T), seq_starts.data(), static_cast<int>(B), block_tables.data(),
@@ -49,25 +60,20 @@ void build_batch(Batch* at, const ConstInts& positions, const ConstInts& seq_sta
 void run_attention(const Floats& qkv, const Floats& out, KVCache& cache, int layer_idx, const Batch& batch, int n_heads,
                    float softmax_scale, int sliding_window, bool rope_interleaved, ThreadPool& pool) {
   const int Hkv = cache.n_kv_heads(), D = cache.head_dim();
-  require(n_heads >= 1 && n_heads < (1 << 20) && n_heads % Hkv == 0,
-          "attention: n_heads is " + std::to_string(n_heads) + ", expected a multiple of the cache's " +
-              std::to_string(Hkv) + " key/value heads");
+  require(n_heads >= 1 && n_heads < (1 << 20) && n_heads % Hkv == 0, "attention: n_heads is ", n_heads,
+          ", expected a multiple of the cache's ", Hkv, " key/value heads");
   const size_t T = batch.n_tokens(), n_cols = static_cast<size_t>(n_heads + 2 * Hkv) * D;
-  require(qkv.shape(0) == T && qkv.shape(1) == n_cols,
-          "attention: qkv is " + shape(qkv.shape(0), qkv.shape(1)) + ", expected " + shape(T, n_cols));
-  require(out.shape(0) == T && out.shape(1) == static_cast<size_t>(n_heads) * D,
-          "attention: out is " + shape(out.shape(0), out.shape(1)) + ", expected " +
-              shape(T, static_cast<size_t>(n_heads) * D));
-  require(layer_idx >= 0 && layer_idx < cache.n_layers(), "attention: layer_idx is " + std::to_string(layer_idx) +
-                                                              ", the cache has " + std::to_string(cache.n_layers()) +
-                                                              " layers");
-  require(batch.max_block_id() < cache.n_blocks(), "attention: the batch uses block " +
-                                                       std::to_string(batch.max_block_id()) + ", the cache has " +
-                                                       std::to_string(cache.n_blocks()) + " blocks");
-  require(batch.rot() <= D, "attention: cos_sin has " + std::to_string(batch.rot()) +
-                                " columns, expected at most head_dim " + std::to_string(D));
-  require(sliding_window >= 0, "attention: sliding_window is " + std::to_string(sliding_window) +
-                                   ", expected 0 for none or a number of keys");
+  require(qkv.shape(0) == T && qkv.shape(1) == n_cols, "attention: qkv is ", Shape{qkv.shape(0), qkv.shape(1)},
+          ", expected ", Shape{T, n_cols});
+  require(out.shape(0) == T && out.shape(1) == static_cast<size_t>(n_heads) * D, "attention: out is ",
+          Shape{out.shape(0), out.shape(1)}, ", expected ", Shape{T, static_cast<size_t>(n_heads) * D});
+  require(layer_idx >= 0 && layer_idx < cache.n_layers(), "attention: layer_idx is ", layer_idx, ", the cache has ",
+          cache.n_layers(), " layers");
+  require(batch.max_block_id() < cache.n_blocks(), "attention: the batch uses block ", batch.max_block_id(),
+          ", the cache has ", cache.n_blocks(), " blocks");
+  require(batch.rot() <= D, "attention: cos_sin has ", batch.rot(), " columns, expected at most head_dim ", D);
+  require(sliding_window >= 0, "attention: sliding_window is ", sliding_window,
+          ", expected 0 for none or a number of keys");
   require(std::isfinite(softmax_scale), "attention: softmax_scale is not finite");
   nb::gil_scoped_release released;
   attention::attend_step({qkv.data(), out.data(), n_heads, softmax_scale, sliding_window, rope_interleaved}, cache,
@@ -75,18 +81,17 @@ void run_attention(const Floats& qkv, const Floats& out, KVCache& cache, int lay
 }
 
 void read_cache(const KVCache& cache, int layer_idx, const ConstInts& block_table, const Heads& k, const Heads& v) {
-  require(layer_idx >= 0 && layer_idx < cache.n_layers(),
-          "KV cache: layer " + std::to_string(layer_idx) + " does not exist");
+  require(layer_idx >= 0 && layer_idx < cache.n_layers(), "KV cache: layer ", layer_idx, " does not exist");
   const size_t n = k.shape(0);
   for (const Heads* x : {&k, &v})
     require(x->shape(0) == n && x->shape(1) == static_cast<size_t>(cache.n_kv_heads()) &&
                 x->shape(2) == static_cast<size_t>(cache.head_dim()),
             "KV cache: the arrays to read to have a wrong shape");
-  require(n <= block_table.shape(0) * attention::kBlock,
-          "KV cache: the block table is too short for " + std::to_string(n) + " positions");
+  require(n <= block_table.shape(0) * attention::kBlock, "KV cache: the block table is too short for ", n,
+          " positions");
   for (size_t i = 0; i < (n + attention::kBlock - 1) / attention::kBlock; ++i)
-    require(block_table.data()[i] >= 0 && block_table.data()[i] < cache.n_blocks(),
-            "KV cache: block " + std::to_string(block_table.data()[i]) + " does not exist");
+    require(block_table.data()[i] >= 0 && block_table.data()[i] < cache.n_blocks(), "KV cache: block ",
+            block_table.data()[i], " does not exist");
   cache.read(layer_idx, block_table.data(), static_cast<int>(n), k.data(), v.data());
 }
 
