@@ -76,7 +76,7 @@ def test_doctor_finds_a_cache_that_cannot_be_used(phlite: Phlite, tmp_path: Path
     blocked.write_text("not a folder")
     result = phlite("doctor", env={"HF_HUB_CACHE": str(blocked)})
     assert result.returncode == 2
-    assert "! " in result.stdout
+    assert f"! {'':16}{blocked} cannot be written to" in result.stdout
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["help"]])

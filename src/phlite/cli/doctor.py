@@ -110,8 +110,8 @@ def _cache() -> Iterator[Finding]:
     free_bytes = shutil.disk_usage(existing).free
     low = free_bytes < 3e9
     yield Finding("disk", f"{format_bytes(free_bytes)} free{'; phi3 needs 2.4 GB' if low else ''}", advice=low)
-    if not os.access(existing, os.W_OK):
-        yield Finding("", f"{existing} cannot be written: set HF_HOME to another folder", problem=True)
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        yield Finding("", f"{existing} cannot be written to: set HF_HOME to another folder", problem=True)
 
 
 def _other_engines() -> Iterator[Finding]:
