@@ -1,8 +1,10 @@
 // Attention kernels for AVX-512 (F, BW, VL, DQ) with VNNI; the tiles and their order are in tile.inl.
 //
-// f16 keys and values are widened in registers by vcvtph2ps; scores use 8 rows x 2 groups (16 accumulators, 2 widenings
-// per 16 multiply-adds), values 8 rows x 3 or 4 rows x 6 vectors (24 accumulators); q8_0 scores use vpdpbusd, keys
-// being unsigned with an offset of 128 that starts the sum as -128 times the sum of the query block.
+// f16 is widened by vcvtph2ps, in registers for few rows and once per block into scratch from 16 rows on. Scores: 8
+// rows x 2 groups (16 accumulators, 2 key loads and 8 broadcasts per 16 multiply-adds); values: 8 rows x 3 or 4 rows x
+// 6 vectors (24 accumulators). q8_0: vpdpbusd for scores, keys being unsigned with an offset of 128, so that the sum
+// starts at -128 times the sum of the query block; vpdpwssd for values. Measured on one core of a Zen 4 at 3.7 GHz, D =
+// 96, 1,024 keys, 64 rows: 94 (f16) and 144 (q8_0) of 117 float32 GFLOP/s.
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 
