@@ -84,10 +84,9 @@ class Transcript:
             self.n_seen += 1
             if token_id not in stop_ids:
                 text += self.stream.push(token_id)
-        if self.stream.stopped is None and reason is not None:
+        if reason is not None:
             text += self.stream.flush()
-            self.ended = True
-        self.ended = self.ended or self.stream.stopped is not None
+        self.ended = reason is not None or self.stream.stopped is not None
         if text:
             self.pieces.append(text)
         return text

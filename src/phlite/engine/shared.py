@@ -61,7 +61,6 @@ class SharedEngine:
         """End a sequence, at once or when the running step is over; nothing happens when it has ended."""
         me = threading.get_ident()
         with self.condition:
-            self.listeners.pop(id(sequence), None)
             if sequence.finish_reason is None:
                 self.departures.append((sequence, reason))
             if self.leader in (None, me):

@@ -123,7 +123,9 @@ class LetterTokenizer(Tokenizer):
     SPECIAL: ClassVar[dict[str, int]] = {"<|user|>": 57, "<|assistant|>": 58, "<|endoftext|>": 59, "<|end|>": 60}
 
     def __init__(self) -> None:
-        super().__init__(vocab_size=VOCAB_SIZE, special_tokens=self.SPECIAL, bos_id=None, eos_id=59)
+        super().__init__(
+            vocab_size=VOCAB_SIZE, special_tokens=self.SPECIAL, bos_id=None, eos_id=59, strips_leading_space=True
+        )
 
     def token_text(self, token_id: int) -> str:
         return self._spell(token_id).decode("latin-1")

@@ -86,6 +86,14 @@ def test_every_chunk_of_a_long_prompt_is_in_the_regime_of_the_whole_prompt(fake_
     assert all(batch.seq_lens[0] >= 41 for batch in model.batches)
 
 
+def test_chunks_beside_other_sequences_are_in_the_regime_of_their_own_whole_prompt(fake_model, prompt):
+    model = fake_model(short=40)
+    prompts = [prompt(50, 1), prompt(41, 2), prompt(39, 3)]
+    sequences = Engine(model, max_batch_tokens=12).generate(prompts, GREEDY)
+    assert any(len(batch.seq_lens) > 1 and len(batch.token_ids) > 4 for batch in model.batches)
+    assert [s.output_ids for s in sequences] == [model.expected_greedy(ids, 20) for ids in prompts]
+
+
 def test_a_prompt_that_fills_the_short_regime_gets_its_first_token_from_it(fake_model, prompt):
     model = fake_model(short=40)
     (sequence,) = Engine(model).generate([prompt(40)], SamplingParams.greedy(max_tokens=1))

@@ -16,7 +16,7 @@ def test_generate_gives_the_text_of_the_engines_ids(build_llm, fake_model, asser
     prompt_ids = llm.tokenizer.encode("hockey")
     expected = fake_model().expected_greedy(prompt_ids, 30)
     assert completion.token_ids == tuple(expected)
-    assert completion.text == llm.tokenizer.decode(expected)
+    assert completion.text.removeprefix(" ") == llm.tokenizer.decode(expected)
     assert (completion.finish_reason, completion.stop) == ("length", None)
     assert (completion.prompt_tokens, completion.completion_tokens) == (6, 30)
     assert_all_freed(llm.engine)
@@ -170,6 +170,14 @@ def test_chat_goes_through_the_template(build_llm):
     assert llm.chat("hi", GREEDY).prompt_tokens == 1 + 2 + 1 + 1
     assert llm.chat(history, GREEDY).prompt_tokens == 3 * 2 + 2 + 3 + 5 + 1
     assert "".join(llm.chat_stream(history, GREEDY)) == llm.chat(history, GREEDY).text
+
+
+def test_a_leading_space_belongs_to_a_continuation_but_not_to_an_answer(build_llm):
+    llm = build_llm()
+    only_spaces = SamplingParams(logit_bias={52: 1000.0}, max_tokens=2, repeat_penalty=1)
+    assert llm.generate("ice", only_spaces).text == "  "
+    assert "".join(llm.stream("ice", only_spaces)) == "  "
+    assert llm.chat("ice", only_spaces).text == " "
 
 
 def test_timings_are_measured(build_llm):

@@ -68,6 +68,14 @@ def test_a_step_that_fails_in_one_thread_does_not_lose_the_others(build_llm, fak
     assert_all_freed(llm.engine)
 
 
+def test_a_caller_that_leaves_after_a_failed_step_does_not_keep_the_lead(build_llm, fake_model, alone):
+    llm = build_llm(fake_model(fail_at={1: MemoryError("no room")}))
+    sequence = llm.shared.add([1, 2, 3])
+    (error,) = in_threads([lambda: llm.shared.wait(sequence, 0)])
+    assert isinstance(error, MemoryError)
+    assert in_threads([lambda: llm.generate(PROMPTS[0], params(0)).text]) == [alone[0]]
+
+
 def test_a_stream_that_nobody_reads_does_not_hold_up_another_call(build_llm, alone, assert_all_freed):
     llm = build_llm()
     idle = llm.stream(PROMPTS[1], params(1))
