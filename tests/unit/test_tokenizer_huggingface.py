@@ -90,6 +90,15 @@ def test_special_spellings_count_only_in_trusted_text(tmp_path: Path) -> None:
     assert not any(tokenizer.is_special(i) for i in tokenizer.encode("<|end|></s>"))
 
 
+def test_control_tokens_of_a_tokenizer_without_normalizer_are_safe_whatever_their_flag(tmp_path: Path) -> None:
+    data = tokenizer_json()
+    data["normalizer"] = None
+    data["added_tokens"][4]["normalized"] = True
+    tokenizer = load(tmp_path, data)
+    assert tokenizer.encode("<|end|>", parse_special=True) == [265]
+    assert 265 not in tokenizer.encode("<|end|>")
+
+
 def test_tokens_that_only_look_like_markup_are_control_tokens(tmp_path: Path) -> None:
     assert load(tmp_path).is_special(2)
 

@@ -14,8 +14,9 @@ from phlite.tokenizer import Tokenizer, build_tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 # Best first, as training finds them: "he" before "el", so "hel" is "he" + "l".
-PIECES = ["he", "ll", "hell", "hello", "▁hello", "▁he", "el", "or", "wor", "▁wor", "ld", "▁world", "▁▁", "▁▁▁"]
-LETTERS = ["▁", "h", "e", "l", "o", "w", "r", "d"]
+PIECES = ["he", "ll", "hell", "hello", "▁hello", "▁he", "el", "or", "wor", "▁wor", "ld", "▁world", "▁▁", "▁▁▁", "s>"]
+# With "<", "s>" and "s" merging could spell the control token "<s>".
+LETTERS = ["▁", "h", "e", "l", "o", "w", "r", "d", "<", "s", ">"]
 SPECIALS = ["<|endoftext|>", "<|user|>", "<|end|>", "<|assistant|>"]
 
 
