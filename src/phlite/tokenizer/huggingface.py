@@ -35,9 +35,10 @@ def load_huggingface_tokenizer(path: Path) -> LibraryTokenizer:
     folder, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
     data = _read_json(file)
     config = _read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    merged = _with_flags_of_config(data, config, str(folder / "tokenizer_config.json"))
+    changed = _put_flags_of_config(data, config, str(folder / "tokenizer_config.json"))
     pipeline = check_pipeline(data, source=str(file))
-    text = json.dumps(data) if merged else file.read_text(encoding="utf-8")
+    changed |= _unset_idle_flags(data)
+    text = json.dumps(data) if changed else file.read_text(encoding="utf-8")
     engine = build_engine(lambda: Engine.from_str(text), source=str(file))
     engine.no_truncation()
     engine.no_padding()
@@ -73,7 +74,7 @@ def _read_json(file: Path) -> dict[str, object]:
     return data
 
 
-def _with_flags_of_config(data: dict[str, object], config: Mapping[str, object], source: str) -> bool:
+def _put_flags_of_config(data: dict[str, object], config: Mapping[str, object], source: str) -> bool:
     """Put the added tokens of tokenizer_config.json over those of tokenizer.json, as transformers does.
 
     returns: whether anything changed
@@ -95,6 +96,20 @@ def _with_flags_of_config(data: dict[str, object], config: Mapping[str, object],
     if changed:
         data["added_tokens"] = sorted(by_id.values(), key=lambda token: int(token["id"]))
     return changed
+
+
+def _unset_idle_flags(data: dict[str, object]) -> bool:
+    """Unset the flag "normalized" of all added tokens where nothing is normalised, so that it means nothing yet.
+
+    It would once guards are dropped by a normalizer: control tokens have to be looked up before that.
+    """
+    tokens = data.get("added_tokens")
+    if data.get("normalizer") is not None or not isinstance(tokens, list):
+        return False
+    idle = [token for token in tokens if token.get("normalized")]
+    for token in idle:
+        token["normalized"] = False
+    return bool(idle)
 
 
 def _named_id(engine: Engine, config: Mapping[str, object], key: str, folder: Path) -> int | None:

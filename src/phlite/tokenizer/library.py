@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from tokenizers import AddedToken, normalizers
 from tokenizers import Tokenizer as Engine
+from tokenizers import normalizers
 
 from phlite.errors import ModelFileError, RequestError, UnsupportedModelError
 from phlite.tokenizer.base import Tokenizer
@@ -41,7 +41,12 @@ class LibraryTokenizer(Tokenizer):
         """
         added = engine.get_added_tokens_decoder()
         control = {t.content: i for i, t in added.items() if t.content and (t.special or is_marker(t.content))}
-        _look_up_before_normalising(engine, [t for t in added.values() if t.content in control], source)
+        for token in added.values():
+            if token.normalized and token.content in control:
+                raise UnsupportedModelError(
+                    f"{source}: added_tokens: {token.content!r}: got normalized true, expected false for a control "
+                    "token; with it, a user's text could hold the token"
+                )
         super().__init__(
             vocab_size=vocab_size,
             special_tokens=control,
@@ -92,21 +97,6 @@ def build_engine(build: Callable[[], Engine], *, source: str) -> Engine:
         if type(error) is not Exception and not isinstance(error, (ValueError, TypeError)) and not _is_panic(error):
             raise
         raise ModelFileError(f"{source}: the tokenizer cannot be built: {error}") from None
-
-
-def _look_up_before_normalising(engine: Engine, control: Iterable[AddedToken], source: str) -> None:
-    """Make sure that control tokens are looked up in the text as it stands, where guards still keep them apart."""
-    for token in control:
-        if not token.normalized:
-            continue
-        if engine.normalizer is not None:
-            raise UnsupportedModelError(
-                f"{source}: added_tokens: {token.content!r}: got normalized true, expected false for a control token; "
-                "with it, a user's text could hold the token"
-            )
-        # Without a normalizer the flag means nothing yet; with the guard's it would.
-        flags = {"single_word": token.single_word, "lstrip": token.lstrip, "rstrip": token.rstrip}
-        engine.add_tokens([AddedToken(token.content, normalized=False, special=token.special, **flags)])
 
 
 def _is_panic(error: BaseException) -> bool:
