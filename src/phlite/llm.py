@@ -22,6 +22,7 @@ from phlite.engine.shared import SharedEngine
 from phlite.errors import ModelFileError, RequestError
 from phlite.memory import available_memory_bytes
 from phlite.models.base import CausalLM
+from phlite.recommended import recommended_params
 
 if TYPE_CHECKING:
     from phlite.tokenizer import ChatTemplate, Tokenizer
@@ -46,9 +47,12 @@ logger = logging.getLogger("phlite")
 class LLM:
     """A loaded model with its tokenizer and its engine. Use `LLM.load`, or `phlite.load`, which is the same.
 
-    name:      what was loaded, as the caller spelt it
-    tokenizer: text to ids and back
-    engine:    the token loop under it, for its facts (n_ctx, cache); step it by hand only if nothing else uses the LLM
+    name:           what was loaded, as the caller spelt it
+    tokenizer:      text to ids and back
+    engine:         the token loop under it, for its facts (n_ctx, cache); step it by hand only if nothing else uses
+                    the LLM
+    default_params: how answers are sampled where the caller does not say: what the model file recommends (its keys
+                    general.sampling.*), for the rest SamplingParams()
     """
 
     def __init__(
@@ -59,12 +63,14 @@ class LLM:
         *,
         name: str = "model",
         load_ms: float = 0.0,
+        default_params: SamplingParams | None = None,
     ) -> None:
         self.name = name
         self.engine = engine
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.load_ms = load_ms
+        self.default_params = SamplingParams() if default_params is None else default_params
         self.shared = SharedEngine(engine)
 
     @classmethod
@@ -100,6 +106,7 @@ class LLM:
         started_s = time.perf_counter()
         pool = ops.ThreadPool(threads or ops.physical_core_count())
         file = load_gguf(local.gguf)
+        default_params = recommended_params(file.metadata)
         tokenizer = build_tokenizer(file.metadata, source=str(local.gguf))
         model = build_model(file, pool=pool)
         if tokenizer.vocab_size > model.config.vocab_size:
@@ -121,7 +128,14 @@ class LLM:
             pool.n_threads,
             ops.isa_name(),
         )
-        return cls(engine, tokenizer, build_chat_template(tokenizer), name=name_or_path, load_ms=load_ms)
+        return cls(
+            engine,
+            tokenizer,
+            build_chat_template(tokenizer),
+            name=name_or_path,
+            load_ms=load_ms,
+            default_params=default_params,
+        )
 
     @property
     def n_ctx(self) -> int:
@@ -165,11 +179,11 @@ class LLM:
         """Continue a prompt, or a list of prompts side by side. No chat template is applied: see `chat`.
 
         prompt: text or token ids; a list of texts or of lists of ids gives a list of completions
-        params: default SamplingParams()
+        params: default `default_params`
         max_tokens, temperature, seed, stop: replace these fields of params where given
         raises: ContextLengthError, RequestError; what params.logits_function raises
         """
-        params = merged(params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+        params = self.merged(params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
         if is_one_prompt(prompt):
             return finished(self.start(self.prompt_ids(prompt), params, continues_text=True))
         streams: list[CompletionStream] = []
@@ -192,7 +206,7 @@ class LLM:
         stop: str | Iterable[str] | None = None,
     ) -> CompletionStream:
         """Continue a prompt piece by piece; arguments as `generate`. `.completion` is there at the end."""
-        params = merged(params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+        params = self.merged(params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
         return self.start(self.prompt_ids(prompt), params, continues_text=True)
 
     def chat(
@@ -225,7 +239,7 @@ class LLM:
         stop: str | Iterable[str] | None = None,
     ) -> CompletionStream:
         """Answer a conversation piece by piece; arguments as `chat`."""
-        params = merged(params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+        params = self.merged(params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
         return self.start(self.chat_ids(messages), params, continues_text=False)
 
     async def agenerate(
@@ -254,7 +268,7 @@ class LLM:
         stop: str | Iterable[str] | None = None,
     ) -> AsyncCompletionStream:
         """`stream` for `async for`; to be called inside a running event loop."""
-        params = merged(params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+        params = self.merged(params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
         return self.astart(self.prompt_ids(prompt), params, continues_text=True)
 
     async def achat(
@@ -283,8 +297,23 @@ class LLM:
         stop: str | Iterable[str] | None = None,
     ) -> AsyncCompletionStream:
         """`chat_stream` for `async for`; to be called inside a running event loop."""
-        params = merged(params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+        params = self.merged(params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
         return self.astart(self.chat_ids(messages), params, continues_text=False)
+
+    def merged(
+        self,
+        params: SamplingParams | None,
+        *,
+        max_tokens: int | None,
+        temperature: float | None,
+        seed: int | None,
+        stop: str | Iterable[str] | None,
+    ) -> SamplingParams:
+        """Return params, or default_params, with the given fields replaced."""
+        given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": stop}
+        changes = {name: value for name, value in given.items() if value is not None}
+        params = self.default_params if params is None else params
+        return dataclasses.replace(params, **changes) if changes else params  # type: ignore[arg-type]
 
     def prompt_ids(self, prompt: str | PromptIds) -> list[int]:
         """Return the ids of a plain prompt. Special tokens spelt in it are plain text."""
@@ -344,7 +373,7 @@ def build_engine(model: CausalLM, *, n_ctx: int | None, kv_type: str, eos_ids: I
     n_fitting = min(int(free_bytes * SHARE_OF_MEMORY) // model.kv_bytes_per_token(kv_type), LARGEST_CACHE_TOKENS)
     if n_ctx is None:
         n_ctx = min(limit, max(n_fitting // 64 * 64, SMALLEST_CONTEXT))
-    elif n_ctx > n_fitting:
+    elif n_fitting < n_ctx <= limit:  # beyond the limit the engine refuses it
         logger.warning("the cache for n_ctx %d takes more than half of the free memory (%d bytes)", n_ctx, free_bytes)
     cache_tokens = max(n_ctx, min(n_ctx * SEQUENCES_OF_CACHE, n_fitting))
     return Engine(model, n_ctx=n_ctx, kv_type=kv_type, cache_tokens=cache_tokens, eos_ids=eos_ids)
@@ -353,21 +382,6 @@ def build_engine(model: CausalLM, *, n_ctx: int | None, kv_type: str, eos_ids: I
 def is_one_prompt(prompt: str | PromptIds | list[str] | list[PromptIds]) -> TypeGuard[str | PromptIds]:
     """Whether this is a text or a list of ids, not a list of prompts. An empty list is an empty prompt."""
     return isinstance(prompt, str) or all(isinstance(item, (int, np.integer)) for item in prompt)
-
-
-def merged(
-    params: SamplingParams | None,
-    *,
-    max_tokens: int | None,
-    temperature: float | None,
-    seed: int | None,
-    stop: str | Iterable[str] | None,
-) -> SamplingParams:
-    """Return params, or the defaults, with the given fields replaced."""
-    given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": stop}
-    changes = {name: value for name, value in given.items() if value is not None}
-    params = SamplingParams() if params is None else params
-    return dataclasses.replace(params, **changes) if changes else params  # type: ignore[arg-type]
 
 
 def finished(stream: CompletionStream) -> Completion:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from e2e.hub_server import HubServer
+from tiny_models import random_checkpoint, tiny_config, write_gguf
 
 Phlite = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -140,6 +142,13 @@ def test_show_describes_a_file(phlite: Phlite, endless_model: Path) -> None:
     shown = phlite("show", endless_model).stdout
     for text in ("phi3", "million", "2 layers, 128 wide", "131072 tokens", "SentencePiece BPE, 4096 tokens", "F16"):
         assert text in shown
+
+
+def test_show_tells_how_to_sample(phlite: Phlite, endless_model: Path, tmp_path: Path) -> None:
+    sampling: dict[str, int | float] = {"temp": 0.7, "penalty_last_n": 32}
+    path = write_gguf(tmp_path / "tiny.gguf", random_checkpoint(tiny_config(), "Q8_0"), sampling=sampling)
+    assert re.search(r"sampling +temperature 0.7, repeat last n 32\n", phlite("show", path).stdout)
+    assert re.search(r"sampling +no recommendation\n", phlite("show", endless_model).stdout)
 
 
 def test_show_verbose_lists_metadata_and_tensors(phlite: Phlite, endless_model: Path) -> None:

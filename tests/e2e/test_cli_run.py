@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tiny_models import random_checkpoint, tiny_config, write_gguf
 
 Phlite = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -77,9 +78,32 @@ def test_stats_name_speeds_times_memory_and_seed(phlite: Phlite, endless_model: 
         r"load +\d+ ms",
         r"peak memory +[\d.]+ MB",
         r"seed +\d+",
+        r"sampling +temperature 1.0, repeat penalty 1.2, repeat last n 64\n",
     ):
         assert re.search(pattern, result.stderr), pattern
     assert "tokens/s" not in result.stdout
+
+
+@pytest.fixture
+def recommending_model(tmp_path: Path) -> Path:
+    """A model file that recommends sampling."""
+    sampling: dict[str, int | float] = {"temp": 0.7, "top_k": 40, "penalty_repeat": 1.0}
+    return write_gguf(tmp_path / "recommending.gguf", random_checkpoint(tiny_config(), "Q8_0"), sampling=sampling)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sampling"),
+    [
+        ([], "temperature 0.7, top k 40, repeat penalty 1.0, repeat last n 64"),
+        (["--temperature", "0.2"], "temperature 0.2, top k 40, repeat penalty 1.0, repeat last n 64"),
+        (["--top-k", "none", "--repeat-last-n", "8"], "temperature 0.7, repeat penalty 1.0, repeat last n 8"),
+    ],
+)
+def test_options_replace_what_the_file_recommends(
+    phlite: Phlite, recommending_model: Path, arguments: list[str], sampling: str
+) -> None:
+    result = phlite("run", recommending_model, "--stats", "-n", "1", *arguments, "hello")
+    assert f"sampling    {sampling}\n" in result.stderr
 
 
 def test_the_default_limit_is_the_tutorials_hundred_tokens(phlite: Phlite, endless_model: Path) -> None:

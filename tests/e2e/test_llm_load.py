@@ -7,13 +7,23 @@ import pytest
 from tiny_models import random_checkpoint, tiny_config, write_gguf
 
 import phlite
-from phlite.errors import DownloadError, RequestError
+from phlite.errors import DownloadError, ModelFileError, RequestError
+
+
+def write_model(folder, **options):
+    config = tiny_config(max_position_embeddings=512, original_max_position_embeddings=512)
+    return str(write_gguf(folder / "tiny.gguf", random_checkpoint(config, "Q8_0"), **options))
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-    config = tiny_config(max_position_embeddings=512, original_max_position_embeddings=512)
-    return str(write_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", random_checkpoint(config, "Q8_0")))
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def greedy_path(tmp_path_factory):
+    """A file that asks to be sampled with temperature 0 and without a repeat penalty."""
+    return write_model(tmp_path_factory.mktemp("greedy"), sampling={"temp": 0.0, "penalty_repeat": 1.0})
 
 
 def test_a_loaded_model_chats_generates_and_streams(path):
@@ -51,6 +61,55 @@ def test_the_default_context_is_the_models(path):
 def test_a_load_option_out_of_range_is_refused_by_name(path, options, message):
     with pytest.raises(RequestError, match=message):
         phlite.load(path, **options)
+
+
+def test_a_context_beyond_the_models_is_refused_without_a_word_on_memory(path, monkeypatch, caplog):
+    monkeypatch.setattr("phlite.llm.available_memory_bytes", lambda: 1 << 16)
+    with pytest.raises(RequestError, match="n_ctx"):
+        phlite.load(path, n_ctx=513)
+    assert caplog.records == []
+
+
+def test_a_cache_of_most_of_the_memory_is_warned_of(path, monkeypatch, caplog):
+    monkeypatch.setattr("phlite.llm.available_memory_bytes", lambda: 1 << 16)
+    phlite.load(path, n_ctx=512)
+    assert "the cache for n_ctx 512 takes more than half of the free memory" in caplog.text
+
+
+def test_what_the_file_recommends_is_used_where_the_caller_does_not_say(greedy_path):
+    llm = phlite.load(greedy_path, threads=1)
+    assert (llm.default_params.temperature, llm.default_params.repeat_penalty) == (0.0, 1.0)
+    greedy = llm.generate("Hello", phlite.SamplingParams.greedy(max_tokens=12))
+    assert llm.generate("Hello", max_tokens=12).token_ids == greedy.token_ids
+    assert "".join(llm.stream("Hello", max_tokens=12)) == greedy.text
+    chat = llm.chat("Hello", phlite.SamplingParams.greedy(max_tokens=12))
+    assert llm.chat("Hello", max_tokens=12).token_ids == chat.token_ids
+
+
+def test_the_caller_replaces_single_fields_of_what_the_file_recommends(greedy_path):
+    llm = phlite.load(greedy_path, threads=1)
+    warm = llm.generate("Hello", temperature=1.0, seed=5, max_tokens=12)
+    same = phlite.SamplingParams(temperature=1.0, repeat_penalty=1.0, seed=5, max_tokens=12)
+    assert warm.token_ids == llm.generate("Hello", same).token_ids
+
+
+def test_parameters_of_the_caller_replace_all_that_the_file_recommends(greedy_path, path):
+    params = phlite.SamplingParams(seed=5, max_tokens=12)
+    asked = phlite.load(greedy_path, threads=1).generate("Hello", params)
+    assert asked.token_ids == phlite.load(path, threads=1).generate("Hello", params).token_ids
+
+
+def test_a_recommendation_without_sense_is_refused(tmp_path):
+    broken = write_model(tmp_path, sampling={"temp": -0.5})
+    with pytest.raises(ModelFileError, match=r"general\.sampling\.temp': temperature: got -0\.5"):
+        phlite.load(broken)
+
+
+def test_a_file_without_a_vocabulary_is_refused_whatever_lies_beside_it(tmp_path):
+    path = write_model(tmp_path, vocabulary=False)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelFileError, match="tokenizer"):
+        phlite.load(path)
 
 
 def test_options_are_checked_before_a_model_is_looked_for():

@@ -43,17 +43,21 @@ def write_gguf(
     extra: dict[str, Any] | None = None,
     extra_tensors: dict[str, NDArray[np.float32]] | None = None,
     vocabulary: bool = True,
+    sampling: dict[str, int | float] | None = None,
 ) -> Path:
     """Write the file and return its path.
 
     leave_out:     metadata keys without the architecture's prefix, and tensors by their GGUF name, not to write
     extra:         metadata keys without the prefix to add or to write otherwise: int, float, str or bool
     extra_tensors: float32 tensors to add, by GGUF name
+    sampling:      what the file recommends: keys without `general.sampling.`
     """
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in {**_keys(checkpoint.config, architecture), **(extra or {})}.items():
         if key not in leave_out:
             _add(writer, f"{architecture}.{key}", value)
+    for key, value in (sampling or {}).items():
+        _add(writer, f"general.sampling.{key}", value)
     if vocabulary:
         _add_vocabulary(writer, checkpoint.config["vocab_size"])
     tensors = dict(checkpoint.tensors)

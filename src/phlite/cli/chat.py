@@ -14,6 +14,7 @@ from phlite.cli.run import RunOptions, print_pieces, report
 from phlite.errors import ContextLengthError, RequestError
 
 if TYPE_CHECKING:
+    from phlite.engine.params import SamplingParams
     from phlite.llm import LLM
 
 PROMPT = ">>> "
@@ -40,7 +41,7 @@ class Conversation:
         return [*([{"role": "system", "content": self.system}] if self.system else []), *self.turns]
 
 
-def chat(llm: LLM, options: RunOptions) -> int:
+def chat(llm: LLM, params: SamplingParams, options: RunOptions) -> int:
     """Talk until /exit or the end of input; returns the exit code."""
     if options.raw:
         raise RequestError("--raw needs a prompt: there is no chat without a chat template.")
@@ -52,7 +53,7 @@ def chat(llm: LLM, options: RunOptions) -> int:
                 if not obey(text, conversation):
                     break
             elif text.strip():
-                answer(llm, text, conversation, options)
+                answer(llm, text, conversation, params, options)
     return 0
 
 
@@ -93,11 +94,11 @@ def obey(command: str, conversation: Conversation) -> bool:
     return True
 
 
-def answer(llm: LLM, text: str, conversation: Conversation, options: RunOptions) -> None:
+def answer(llm: LLM, text: str, conversation: Conversation, params: SamplingParams, options: RunOptions) -> None:
     """Add one exchange to the conversation; an answer that is stopped stays in it as far as it came."""
     conversation.turns.append({"role": "user", "content": text})
     try:
-        stream = llm.chat_stream(conversation.messages(), params=options.sampling)
+        stream = llm.chat_stream(conversation.messages(), params)
     except ContextLengthError as error:
         conversation.turns.pop()
         print(f"{error}\n(/clear begins anew)", file=sys.stderr)
@@ -109,7 +110,7 @@ def answer(llm: LLM, text: str, conversation: Conversation, options: RunOptions)
             print("(stopped)", file=sys.stderr)
     if stream.completion:
         conversation.turns.append({"role": "assistant", "content": stream.completion.text})
-    report(stream, options)
+    report(stream, params, options)
     print(file=sys.stderr)
 
 

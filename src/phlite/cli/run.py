@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from phlite.cli.parser import Parser, integer, number, or_none
@@ -25,16 +26,23 @@ examples:
   phlite run phi3 "Summarise this:" - < notes.txt       - is standard input
   phlite run phi3.5 --temperature 0 -n 0 "What is RoPE?"
 
-The sampling defaults are those of the tutorial that phlite starts from: temperature 1.0, at most 100 tokens,
-repeat penalty 1.2 over the last 64 tokens, a random seed. A chat has no limit on the tokens of an answer."""
+Sampling that is not given here is what the model file recommends (`phlite show` tells), for the rest that of the
+tutorial that phlite starts from, in brackets above: temperature 1.0, repeat penalty 1.2 over the last 64 tokens, at
+most 100 tokens, a random seed. A chat has no limit on the tokens of an answer."""
+
+# Absent unless given, so that `--top-k none` differs from no --top-k: these options are fields of SamplingParams.
+SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n")
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The command line of `phlite run`, as checked values."""
+    """The command line of `phlite run`, as checked values.
+
+    sampling: fields of SamplingParams that were given; the model's own stand for the others
+    """
 
     name: str
-    sampling: SamplingParams
+    sampling: Mapping[str, object]
     system: str | None
     raw: bool
     stats: bool
@@ -53,16 +61,17 @@ def add_arguments(parser: Parser) -> None:
     text = parser.add_argument_group("prompt")
     text.add_argument("--system", metavar="TEXT", help="instructions that precede the conversation")
     text.add_argument("--raw", action="store_true", help="continue the prompt as it is, without a chat template")
-    sampling = parser.add_argument_group("sampling").add_argument
-    sampling("--temperature", type=number, default=1.0, metavar="T", help="0 always takes the most likely token (1.0)")
+    group = parser.add_argument_group("sampling", "default: what the model file recommends, else the value in brackets")
+    sampling = functools.partial(group.add_argument, default=argparse.SUPPRESS)
+    sampling("--temperature", type=number, metavar="T", help="0 always takes the most likely token (1.0)")
     sampling(
         "--top-p", type=or_none(number), metavar="P", help="keep the likeliest tokens that reach P together (none)"
     )
     sampling("--top-k", type=or_none(integer(0)), metavar="K", help="keep the K likeliest tokens (none)")
     sampling("--min-p", type=or_none(number), metavar="P", help="drop tokens below P times the likeliest one (none)")
-    sampling("--repeat-penalty", type=number, default=1.2, metavar="X", help="weaken recent tokens; 1 is off (1.2)")
-    sampling("--repeat-last-n", type=integer(-1), default=64, metavar="N", help="how many are recent; -1 is all (64)")
-    sampling("--seed", type=integer(0), metavar="N", help="makes the answer repeatable (random)")
+    sampling("--repeat-penalty", type=number, metavar="X", help="weaken recent tokens; 1 is off (1.2)")
+    sampling("--repeat-last-n", type=integer(-1), metavar="N", help="how many are recent; -1 is all (64)")
+    group.add_argument("--seed", type=integer(0), metavar="N", help="makes the answer repeatable (random)")
     limit = parser.add_argument_group("when to stop").add_argument
     limit("-n", "--sample-len", "--max-tokens", type=integer(0), metavar="N", help="most tokens; 0 is no limit (100)")
     limit("--stop", action="append", default=[], metavar="TEXT", help="stop before this text; may be repeated")
@@ -75,7 +84,7 @@ def add_arguments(parser: Parser) -> None:
     machine("--kv-type", choices=["f16", "q8_0", "f32"], default="f16", help="precision of the attention cache (f16)")
     machine("--offline", action="store_true", help="never use the network")
     report = parser.add_argument_group("report, on stderr").add_argument
-    report("--stats", action="store_true", help="print speeds, load time, memory and seed")
+    report("--stats", action="store_true", help="print speeds, load time, memory, sampling and seed")
     report("--verbose-seed", action="store_true", help="print the seed that gives the same answer again")
 
 
@@ -88,28 +97,21 @@ def run(options: argparse.Namespace) -> int:
     text = None if is_chat else join_prompt(prompt)
     checked = _check(options, limit=None if is_chat else 100)
     llm = _load(checked)
+    params = replace(llm.default_params, **checked.sampling)  # type: ignore[arg-type]
     if text is None:
         from phlite.cli.chat import chat
 
-        return chat(llm, checked)
-    return _answer(llm, text, checked)
+        return chat(llm, params, checked)
+    return _answer(llm, text, params, checked)
 
 
 def _check(options: argparse.Namespace, limit: int | None) -> RunOptions:
     from phlite.engine.params import SamplingParams
 
+    given = {name: getattr(options, name) for name in SAMPLING_OPTIONS if hasattr(options, name)}
     max_tokens = limit if options.sample_len is None else options.sample_len or None
-    sampling = SamplingParams(
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        repeat_penalty=options.repeat_penalty,
-        repeat_last_n=options.repeat_last_n,
-        seed=options.seed,
-        max_tokens=max_tokens,
-        stop=options.stop,
-    )
+    sampling = {**given, "seed": options.seed, "max_tokens": max_tokens, "stop": options.stop}
+    SamplingParams(**sampling)  # refuses a wrong value before a model is downloaded and loaded
     return RunOptions(
         name=options.name,
         sampling=sampling,
@@ -153,15 +155,15 @@ def _notice(text: str) -> Iterator[None]:
         print("\r" + " " * len(text) + "\r", end="", file=sys.stderr, flush=True)
 
 
-def _answer(llm: LLM, prompt: str, options: RunOptions) -> int:
+def _answer(llm: LLM, prompt: str, params: SamplingParams, options: RunOptions) -> int:
     if options.raw:
-        stream = llm.stream(prompt, params=options.sampling)
+        stream = llm.stream(prompt, params)
     else:
         system = [{"role": "system", "content": options.system}] if options.system else []
-        stream = llm.chat_stream([*system, {"role": "user", "content": prompt}], params=options.sampling)
+        stream = llm.chat_stream([*system, {"role": "user", "content": prompt}], params)
     with stream:
         print_pieces(stream)
-    report(stream, options)
+    report(stream, params, options)
     return 0
 
 
@@ -184,7 +186,7 @@ def print_pieces(stream: Iterable[str]) -> None:
             sys.stdout.flush()
 
 
-def report(stream: CompletionStream, options: RunOptions) -> None:
+def report(stream: CompletionStream, params: SamplingParams, options: RunOptions) -> None:
     """Say on stderr what was asked for, and that an answer was cut."""
     from phlite.cli.stats import print_seed, print_stats
 
@@ -192,11 +194,11 @@ def report(stream: CompletionStream, options: RunOptions) -> None:
     if completion is None:
         return
     if completion.finish_reason == "length" and sys.stderr.isatty():
-        if completion.completion_tokens == options.sampling.max_tokens:
+        if completion.completion_tokens == params.max_tokens:
             print(f"(cut after {completion.completion_tokens} tokens; -n 0 lets it finish)", file=sys.stderr)
         else:
             print("(cut: the context is full; --ctx sets its size)", file=sys.stderr)
     if options.stats:
-        print_stats(completion)
+        print_stats(completion, params)
     elif options.verbose_seed:
         print_seed(completion)

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from phlite.cli.parser import Parser
+from phlite.cli.stats import named_sampling
 from phlite.cli.terminal import printable
 from phlite.gguf import GGMLType, GGUFFile, Metadata, file_type_name, load_gguf
 from phlite.hub import fetch, format_bytes
+from phlite.recommended import recommended_fields
 
 MAX_VALUE_CHARACTERS = 100
 
@@ -44,6 +46,7 @@ def _summary(file: GGUFFile) -> list[tuple[str, str]]:
         ("quantisation", file_type_name(metadata.get_int("general.file_type", -1))),
         *(("", line) for line in _tensor_types(file)),
         ("tokenizer", _tokenizer(metadata)),
+        ("sampling", named_sampling(recommended_fields(metadata)) or "no recommendation"),
         ("licence", metadata.get_str("general.license", "not given")),
     ]
     template = metadata.get_str("tokenizer.chat_template", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from phlite.cli.machine import peak_rss_bytes
@@ -10,12 +11,13 @@ from phlite.hub import format_bytes
 
 if TYPE_CHECKING:
     from phlite.completion import Completion
+    from phlite.engine.params import SamplingParams
 
-__all__ = ["print_seed", "print_stats"]
+__all__ = ["named_sampling", "print_seed", "print_stats"]
 
 
-def print_stats(completion: Completion) -> None:
-    """Print speeds, times and memory of one answer, and the seed that gives it again."""
+def print_stats(completion: Completion, params: SamplingParams) -> None:
+    """Print speeds, times and memory of one answer, how it was sampled, and the seed that gives it again."""
     timings = completion.timings
     lines = (
         ("prompt", f"{completion.prompt_tokens} tokens", f"{timings.prompt_tokens_per_s:.1f} tokens/s"),
@@ -28,6 +30,14 @@ def print_stats(completion: Completion) -> None:
     print(file=sys.stderr)
     for label, value, speed in lines:
         print(f"{label:<12}{value:>14}{speed:>20}".rstrip(), file=sys.stderr)
+    fields = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n")
+    used = {name: getattr(params, name) for name in fields}
+    print(f"{'sampling':<12}{named_sampling(used)}", file=sys.stderr)
+
+
+def named_sampling(fields: Mapping[str, object]) -> str:
+    """Fields of SamplingParams and their values for people: "temperature 0.7, repeat penalty 1.0"; None is left out."""
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in fields.items() if value is not None)
 
 
 def print_seed(completion: Completion) -> None:
