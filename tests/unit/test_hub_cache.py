@@ -181,11 +181,10 @@ def test_a_path_that_looks_like_a_file_on_the_hub_says_how_to_write_that(
         fetch("me/model/x.gguf")
 
 
-def test_a_folder_gives_its_model_and_what_lies_beside_it(tmp_path: Path) -> None:
+def test_a_folder_gives_its_model(tmp_path: Path) -> None:
     for name in ("x-Q4_K_M.gguf", "x-Q8_0.gguf", "tokenizer.json"):
         (tmp_path / name).write_bytes(CONTENT)
-    model = fetch(str(tmp_path))
-    assert (model.gguf.name, model.tokenizer, model.config) == ("x-Q4_K_M.gguf", tmp_path / "tokenizer.json", None)
+    assert fetch(str(tmp_path)).paths == (tmp_path / "x-Q4_K_M.gguf",)
 
 
 def test_a_folder_without_a_model_says_what_it_has(tmp_path: Path) -> None:

@@ -19,18 +19,17 @@ __all__ = ["LocalModel", "fetch"]
 class LocalModel:
     """A model on this machine.
 
-    name:      as the user gave it
-    paths:     the GGUF file, or all shards of a split one in order; every one exists
-    tokenizer: tokenizer.json beside a model folder's file, or None (a GGUF file holds its own vocabulary)
-    config:    config.json beside a model folder's file, or None
-    repo:      "owner/name" when it came from the hub
-    revision:  the commit it came from
+    name:     as the user gave it
+    paths:    the GGUF file, or all shards of a split one in order; every one exists
+    repo:     "owner/name" when it came from the hub
+    revision: the commit it came from
+
+    A GGUF file holds its own configuration and vocabulary: a config.json or tokenizer.json beside it is not part of the
+    model, and a file without a vocabulary is refused when it is loaded.
     """
 
     name: str
     paths: tuple[Path, ...]
-    tokenizer: Path | None = None
-    config: Path | None = None
     repo: str | None = None
     revision: str | None = None
 
@@ -84,13 +83,7 @@ def _local_model(source: Source, path: Path) -> LocalModel:
     if path.is_dir():
         files = [child.relative_to(path).as_posix() for child in sorted(path.glob("*")) if child.is_file()]
         chosen, _ = choose_model(files, None, str(path))
-        tokenizer, config = (path / "tokenizer.json", path / "config.json")
-        return LocalModel(
-            source.name,
-            _existing_shards(path / chosen),
-            tokenizer=tokenizer if tokenizer.is_file() else None,
-            config=config if config.is_file() else None,
-        )
+        return LocalModel(source.name, _existing_shards(path / chosen))
     if not path.exists():
         if source.name == "haiku":
             raise DownloadError(f"this installation of phlite lacks its embedded model {path}; install it again.")
