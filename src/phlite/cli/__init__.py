@@ -7,6 +7,7 @@ time until the first word counts, and argparse costs a tenth of the libraries th
 
 from __future__ import annotations
 
+import gc
 import importlib
 import io
 import os
@@ -68,6 +69,8 @@ def load_command(name: str) -> ModuleType:
 def _prepare_process() -> None:
     # NumPy's BLAS is not used, but starts a thread per core when it is loaded: a quarter of NumPy's import time.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # Imports make many objects that all stay; at the usual 700 the collector walks them again and again.
+    gc.set_threshold(50_000)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # Text in any language must not fail where the system's own encoding lacks it (files and pipes on Windows).

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -139,7 +138,7 @@ class GGUFWriter:
         if self._closed:
             return
         self._closed = True
-        temporary = self.path.with_name(f"{self.path.name[:100]}.{secrets.token_hex(4)}.part")
+        temporary = self.path.with_name(f"{self.path.name[:100]}.{os.urandom(4).hex()}.part")
         try:
             with temporary.open("xb") as file:
                 self._write(file)

@@ -16,18 +16,19 @@ __all__ = ["choose_model", "models_among", "quant_of", "shards_of"]
 # The default first, then what comes closest to it in size; a repository with none of these asks the user.
 PREFERRED_QUANTS = ("Q4_K_M", "Q4_K", "Q4", "Q4_K_S", "Q4_0", "Q5_K_M", "Q8_0")
 
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
-_QUANT = re.compile(r"[-._](i?q\d(?:_[a-z0-9]+)*|f16|fp16|bf16|f32)$", re.IGNORECASE)
-_NOT_A_MODEL = re.compile(r"(^|/)(mmproj|imatrix)|[-._](mmproj|imatrix)[-._]", re.IGNORECASE)
+# Compiled when first used: a model that is there needs few of them.
+_SHARD = r"(?i)-(\d{5})-of-(\d{5})\.gguf$"
+_QUANT = r"(?i)[-._](i?q\d(?:_[a-z0-9]+)*|f16|fp16|bf16|f32)$"
+_NOT_A_MODEL = r"(?i)(^|/)(mmproj|imatrix)|[-._](mmproj|imatrix)[-._]"
 
 
 def models_among(files: Iterable[str]) -> list[str]:
     """The models among file names, sorted: whole files, and the first shard of each split one."""
     models = []
     for file in files:
-        shard = _SHARD.search(file)
+        shard = re.search(_SHARD, file)
         is_first = shard is None or int(shard.group(1)) == 1
-        if file.lower().endswith(".gguf") and is_first and not _NOT_A_MODEL.search(file):
+        if file.lower().endswith(".gguf") and is_first and not re.search(_NOT_A_MODEL, file):
             models.append(file)
     return sorted(models)
 
@@ -37,7 +38,7 @@ def shards_of(file: str) -> list[str]:
 
     raises: DownloadError if the shard number is not within its count
     """
-    shard = _SHARD.search(file)
+    shard = re.search(_SHARD, file)
     if shard is None:
         return [file]
     index, count = int(shard.group(1)), int(shard.group(2))
@@ -48,8 +49,8 @@ def shards_of(file: str) -> list[str]:
 
 def quant_of(file: str) -> str | None:
     """The quantisation a file name ends with, upper case ("Q4_K_M"), or None."""
-    stem = _SHARD.sub(".gguf", file).removesuffix(".gguf").removesuffix(".GGUF")
-    found = _QUANT.search(stem)
+    stem = re.sub(_SHARD, ".gguf", file).removesuffix(".gguf").removesuffix(".GGUF")
+    found = re.search(_QUANT, stem)
     return found.group(1).upper().replace("FP16", "F16") if found else None
 
 

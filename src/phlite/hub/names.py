@@ -142,9 +142,10 @@ SHORT_NAMES: dict[str, str] = {
     "phi4-mini-3.8b": "phi4-mini",
 }
 
-_QUANT = re.compile(r"[-:](i?q\d(?:_[a-z0-9]+)*|f16|fp16|bf16|f32)$", re.IGNORECASE)
-_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_URL = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/", re.IGNORECASE)
+# Compiled when first used: most names need none of them.
+_QUANT = r"(?i)[-:](i?q\d(?:_[a-z0-9]+)*|f16|fp16|bf16|f32)$"
+_REPO = r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*"
+_HUB_URL = r"(?i)(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/"
 
 
 def resolve(name: str) -> Source:
@@ -158,7 +159,7 @@ def resolve(name: str) -> Source:
         raise DownloadError("The model name is empty: give a name such as phi3, owner/repo, or a path.")
     if name == EMBEDDED:
         return Source(name, path=Path(__file__).parent.parent / "assets" / "haiku.gguf")
-    quant = _QUANT.search(name)
+    quant = re.search(_QUANT, name)
     member = _member(name[: quant.start()] if quant and not _member(name) else name)
     if member:
         return _member_source(name, member, quant.group(1) if quant else None)
@@ -220,21 +221,21 @@ def _member_source(name: str, canonical: str, quant: str | None) -> Source:
 def _looks_like_path(name: str) -> bool:
     if name.startswith((".", "/", "~", "\\")) or re.match(r"[A-Za-z]:[\\/]", name) or "\\" in name:
         return True
-    if name.lower().endswith(".gguf") and ":" not in name and not _HUB_URL.match(name):
+    if name.lower().endswith(".gguf") and ":" not in name and not re.match(_HUB_URL, name):
         return True
     return Path(name).exists()
 
 
 def _repository_source(name: str) -> Source:
     """owner/repo[@revision][:file or quantisation], or an address of the hub's web pages."""
-    rest = _HUB_URL.sub("", name)
+    rest = re.sub(_HUB_URL, "", name)
     from_url = re.fullmatch(r"([^/]+/[^/]+)/(?:blob|resolve)/([^/]+)/(.+?)(?:\?.*)?", rest)
     if from_url:
         repo, revision, file = from_url.groups()
     else:
         repo_and_revision, _, file = rest.rstrip("/").partition(":")
         repo, _, revision = repo_and_revision.partition("@")
-    if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo:
+    if not re.fullmatch(_REPO, repo) or ".." in repo or "--" in repo:
         raise DownloadError(
             f"{name!r} is neither an existing path nor a repository name; expected owner/repo, owner/repo:QUANT, "
             f"owner/repo:file.gguf or ./path/to/file.gguf."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 
 from phlite import ops
@@ -38,6 +37,8 @@ def build_model(file: GGUFFile, *, pool: ops.ThreadPool) -> CausalLM:
         raise UnsupportedModelError(f"{metadata.source}: the file holds a {quoted(kind)}, expected a 'model'")
     architecture = metadata.get_str("general.architecture")
     if architecture not in ARCHITECTURES:
+        import difflib
+
         nearest = difflib.get_close_matches(architecture[:80], ARCHITECTURES, n=1, cutoff=0.0)[0]
         raise UnsupportedModelError(
             f"{metadata.source}: architecture {quoted(architecture)} is not implemented; the nearest that is, is "
