@@ -162,11 +162,11 @@ struct Job {
     for (int64_t m = 0; m < n; ++m) {
       float* out = args.out + (row + m) * ld + tile.out_col;
       const float* p = product + m * kTileRows;
-      if (args.residual) {
-        const float* residual = args.residual + (row + m) * ld + tile.out_col;
-        for (int c = 0; c < tile.n_valid; ++c) out[c] = residual[c] + p[c];
+      const float* residual = args.residual ? args.residual + (row + m) * ld + tile.out_col : nullptr;
+      if (tile.n_valid == kTileRows) {  // a fixed count becomes a few vector moves
+        for (int c = 0; c < kTileRows; ++c) out[c] = residual ? residual[c] + p[c] : p[c];
       } else {
-        std::memcpy(out, p, static_cast<size_t>(tile.n_valid) * 4);
+        for (int c = 0; c < tile.n_valid; ++c) out[c] = residual ? residual[c] + p[c] : p[c];
       }
     }
   }

@@ -323,6 +323,7 @@ struct SuperFormat {
       return C::kMaxCode;
   }();
   static constexpr int kWideCodes = 1 + kGroups + kGroups / 2, kSliceBytes = BodyPlanes * kPlaneBytes;
+  static constexpr int kPrefetchBytes = 0;  // one forward stream: the hardware's prefetcher does better alone
   using Wide = SuperFormat<V, PlainCodes<V, 64 / kGroups, kMaxCode>, PlainScales<V, kGroups>, kWideCodes,
                            kWideCodes + 64, Offset, Min, true>;
 
@@ -413,6 +414,7 @@ struct BlockFormat {
   using I = typename V::I;
   using Fl = typename V::F;
   static constexpr int kHeader = Min ? 64 : 32, kSliceBytes = 8 * C::kPlanes * kPlaneBytes;
+  static constexpr int kPrefetchBytes = 4608;  // two streams, scales and codes: +12 % decode for Q4_0 on Zen 4
   using Wide = BlockFormat<V, PlainCodes<V, 8, C::kMaxCode>, Min, Offset>;
 
   static INLINE Place place(const uint8_t* tile, int64_t n_cols, int64_t b) {
@@ -470,6 +472,7 @@ struct FloatFormat {
   using V = V_;
   using Fl = typename V::F;
   static constexpr int kBytes = Type == WeightType::F32 ? 4 : 2, kSliceBytes = kSuperblock * kTileRows * kBytes;
+  static constexpr int kPrefetchBytes = 0;
   using Wide = FloatFormat<V, WeightType::F32>;
 
   static INLINE Place place(const uint8_t* tile, int64_t, int64_t b) { return {nullptr, tile + b * kSliceBytes}; }
@@ -512,8 +515,12 @@ INLINE void add_tile(const TileArgs& a, int64_t row, int lane) {
   const int64_t n_slices = (act.n_cols + kSuperblock - 1) / kSuperblock;
   typename V::F acc[M];
   UNROLL for (int m = 0; m < M; ++m) acc[m] = V::zero_f();
-  for (int64_t b = 0; b < n_slices; ++b)
-    F::template add_slice<M>(F::place(a.tile, act.n_cols, b), act, b, a.row + row, lane, acc);
+  for (int64_t b = 0; b < n_slices; ++b) {
+    const Place p = F::place(a.tile, act.n_cols, b);
+    if constexpr (F::kPrefetchBytes > 0)
+      for (int i = 0; i < F::kSliceBytes; i += kPlaneBytes) V::prefetch_far(p.body + F::kPrefetchBytes + i);
+    F::template add_slice<M>(p, act, b, a.row + row, lane, acc);
+  }
   UNROLL for (int m = 0; m < M; ++m) V::store_f(a.out + (row + m) * kTileRows + lane, acc[m]);
 }
 
@@ -560,6 +567,9 @@ void tile_kernel(const TileArgs& a) noexcept {
   for (int64_t i = 0; i < a.n_rows * kTileRows; i += V::lanes) V::store_f(a.out + i, V::zero_f());
   for (int64_t b = 0; b * kSuperblock < act.n_cols; ++b) {
     const int64_t n = act.n_cols - b * kSuperblock < kSuperblock ? act.n_cols - b * kSuperblock : kSuperblock;
+    // The next slice (after the last one, usually the next tile) comes from memory while this one is multiplied.
+    const uint8_t* next = F::place(a.tile, act.n_cols, b + 1).body;
+    for (int i = 0; i < F::kSliceBytes; i += kPlaneBytes) V::prefetch(next + i);
     for (int lane = 0; lane < kTileRows; lane += V::lanes) {
       const Place p = F::unpack(F::place(a.tile, act.n_cols, b), n, lane, scratch);
 #define CALL(M) add_wide_slice<Wide, M>(p, a, b, row, lane)

@@ -19,6 +19,7 @@ namespace phlite {
 namespace {
 
 constexpr int64_t kSpinNs = 100'000;  // about two decode regions: longer only burns a core that others may need
+constexpr int kSpins = 1024;          // some 10 us
 constexpr int kSpinsPerCheck = 64;
 
 inline void cpu_relax() {
@@ -34,29 +35,30 @@ int64_t now_ns() {
   return duration_cast<nanoseconds>(steady_clock::now().time_since_epoch()).count();
 }
 
-// Spins until `done()`; returns false when `limit_ns` has passed. With limit_ns < 0 it never gives up, and yields the
-// core after the first spin time, for machines with fewer free cores than threads.
+// Waits until `done()`; returns false when `limit_ns` has passed (never with limit_ns < 0). Spins for some
+// microseconds, then yields the core between looks: a yield costs nothing when the core has nothing else to do, and
+// whoever is waited for may need it, always so when there are more threads than cores (`crowded`).
 template <class Done>
-bool spin_until(Done done, int64_t limit_ns) {
-  for (int i = 0; i < kSpinsPerCheck * 8; ++i) {
+bool wait_until(Done done, int64_t limit_ns, bool crowded) {
+  for (int i = 0; i < (crowded ? kSpinsPerCheck : kSpins); ++i) {
     if (done()) return true;
     cpu_relax();
   }
   const int64_t start = now_ns();
   for (;;) {
+    std::this_thread::yield();
     for (int i = 0; i < kSpinsPerCheck; ++i) {
       if (done()) return true;
       cpu_relax();
     }
-    const int64_t waited = now_ns() - start;
-    if (limit_ns >= 0 && waited > limit_ns) return false;
-    if (limit_ns < 0 && waited > kSpinNs) std::this_thread::yield();
+    if (limit_ns >= 0 && now_ns() - start > limit_ns) return false;
   }
 }
 
 }  // namespace
 
-ThreadPool::ThreadPool(int n_threads) : n_threads_(std::max(1, n_threads)) {
+ThreadPool::ThreadPool(int n_threads)
+    : n_threads_(std::max(1, n_threads)), crowded_(n_threads > physical_core_count()) {
   workers_.reserve(n_threads_ - 1);
   for (int i = 1; i < n_threads_; ++i) workers_.emplace_back([this, i] { worker(i); });
 }
@@ -78,7 +80,7 @@ void ThreadPool::barrier() {
     barrier_generation_.store(generation + 1, std::memory_order_release);
     return;
   }
-  spin_until([&] { return barrier_generation_.load(std::memory_order_acquire) != generation; }, -1);
+  wait_until([&] { return barrier_generation_.load(std::memory_order_acquire) != generation; }, -1, crowded_);
 }
 
 void ThreadPool::run_region(Region fn, void* ctx) {
@@ -106,7 +108,7 @@ void ThreadPool::worker(int idx) {
     return generation_.load(std::memory_order_acquire) != seen || stop_.load(std::memory_order_acquire);
   };
   for (;;) {
-    if (!spin_until(has_work, kSpinNs)) {
+    if (!wait_until(has_work, kSpinNs, crowded_)) {
       std::unique_lock<std::mutex> lock(sleep_mutex_);
       n_sleeping_.fetch_add(1, std::memory_order_seq_cst);
       wake_.wait(lock, [&] {

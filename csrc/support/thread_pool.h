@@ -50,6 +50,7 @@ class ThreadPool {
   void worker(int idx);
 
   const int n_threads_;
+  const bool crowded_;  // more threads than cores
   std::vector<std::thread> workers_;
   std::mutex caller_mutex_;
 
