@@ -22,7 +22,8 @@ def rms_norm(x: F32, weight: F32, eps: float) -> F64:
     source: transformers 5.x modeling_phi3.Phi3RMSNorm
     """
     wide = x.astype(np.float64)
-    return wide / np.sqrt(np.mean(wide**2, axis=-1, keepdims=True) + eps) * weight
+    normed: F64 = wide / np.sqrt(np.mean(wide**2, axis=-1, keepdims=True) + eps) * weight
+    return normed
 
 
 def quantize_activations(x: F32, block: int) -> tuple[I8, F32]:
