@@ -35,7 +35,7 @@ def phlite_answers(model: str, temperature: float, repeat_penalty: float) -> Ans
         params = phlite.SamplingParams(
             temperature=temperature, repeat_penalty=repeat_penalty, max_tokens=100, seed=seed
         )
-        return llm.chat(prompt, params).text
+        return str(llm.chat(prompt, params).text)
 
     return answer
 

@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
-from tokenizer import N_RESERVED, SPECIAL_TOKENS, Vocabulary
+from tokenizer import N_RESERVED, SPECIAL_TOKENS, Vocabulary, load_vocabulary
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -35,12 +35,6 @@ FUSED_NAMES = {
 }
 
 
-def load_vocabulary(folder: Path) -> Vocabulary:
-    """The vocabulary that train.py saved."""
-    saved = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
-    return Vocabulary(tuple(saved["pieces"]), tuple((left, right) for left, right in saved["merges"]))
-
-
 def gguf_name(name: str) -> str:
     """The GGUF name of a transformers tensor: `model.layers.0.mlp.down_proj.weight` is `blk.0.ffn_down.weight`."""
     top = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
@@ -51,14 +45,17 @@ def gguf_name(name: str) -> str:
     return f"blk.{layer}.{FUSED_NAMES[part]}.weight"
 
 
-def export(folder: Path, path: Path, quantisation: gguf.GGMLQuantizationType) -> None:
-    """Write `path` from `folder/model` and `folder/vocabulary.json`; norms stay float32."""
+def export(folder: Path, path: Path, quantisation: gguf.GGMLQuantizationType, *, sharpen: float) -> None:
+    """Write `path` from `folder/model` and `folder/vocabulary.json`; norms stay float32.
+
+    sharpen: multiplies the output matrix, and so every logit: the file at temperature T is the model at T / sharpen.
+    """
     config = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))
     writer = gguf.GGUFWriter(path, "phi3")
     _add_architecture(writer, config, quantisation)
     _add_vocabulary(writer, load_vocabulary(folder))
     for name, tensor in sorted(load_file(folder / "model" / "model.safetensors").items(), key=_layer_order):
-        values: NDArray[np.float32] = tensor.astype(np.float32)
+        values: NDArray[np.float32] = tensor.astype(np.float32) * np.float32(sharpen if name == "lm_head.weight" else 1)
         if values.ndim == 1:
             writer.add_tensor(gguf_name(name), values)
         else:
@@ -96,6 +93,9 @@ def _add_architecture(writer: gguf.GGUFWriter, config: dict[str, Any], quantisat
     writer.add_sliding_window(0)
     writer.add_file_type(getattr(gguf.LlamaFileType, f"MOSTLY_{quantisation.name}"))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    # A poem may say "the" in each line: the usual repeat penalty would drive it to words that do not fit.
+    writer.add_sampling_temp(0.7)
+    writer.add_sampling_penalty_repeat(1.0)
 
 
 def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
@@ -127,8 +127,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="what train.py wrote")
     parser.add_argument("path", type=Path, help="the GGUF file to write")
     parser.add_argument("--type", default="Q8_0", help="block format of the matrices")
+    parser.add_argument("--sharpen", type=float, default=1.6, help="factor on the logits")
     args = parser.parse_args()
-    export(args.folder, args.path, gguf.GGMLQuantizationType[args.type])
+    export(args.folder, args.path, gguf.GGMLQuantizationType[args.type], sharpen=args.sharpen)
 
 
 if __name__ == "__main__":

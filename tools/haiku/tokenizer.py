@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from chat import Message, compose_conversation
@@ -54,6 +55,17 @@ def train_vocabulary(n_pieces: int, *, n_conversations: int = 20000, seed: int =
     merged = list(dict.fromkeys(left + right for left, right in merges))
     reserved = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
     return Vocabulary((*reserved, *merged, *letters, *SPECIAL_TOKENS), merges)
+
+
+def save_vocabulary(vocabulary: Vocabulary, folder: Path) -> None:
+    """Write `folder/vocabulary.json`."""
+    (folder / "vocabulary.json").write_text(json.dumps(asdict(vocabulary)), encoding="utf-8")
+
+
+def load_vocabulary(folder: Path) -> Vocabulary:
+    """The vocabulary that save_vocabulary wrote."""
+    saved = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+    return Vocabulary(tuple(saved["pieces"]), tuple((left, right) for left, right in saved["merges"]))
 
 
 def build_tokenizer(vocabulary: Vocabulary) -> Tokenizer:

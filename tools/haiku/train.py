@@ -8,17 +8,15 @@ writes `model/` (a transformers checkpoint), `vocabulary.json` and `log.txt` int
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import random
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from chat import Message, compose_conversation
-from tokenizer import Vocabulary, build_tokenizer, render, train_vocabulary
+from tokenizer import Vocabulary, build_tokenizer, load_vocabulary, render, save_vocabulary, train_vocabulary
 from tokenizers import Tokenizer
 from transformers import Phi3Config, Phi3ForCausalLM
 
@@ -26,6 +24,8 @@ LOG = logging.getLogger("haiku")
 IGNORED = -100
 N_PIECES = 2560
 CONTEXT_LENGTH = 1024
+NORMALISER_WEIGHT = 0.01
+WARM_UP_STEPS = 50
 
 
 def model_config(vocabulary: Vocabulary) -> Phi3Config:
@@ -95,17 +95,22 @@ class Batches:
 
 
 def answer_loss(model: Phi3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy over the answers' tokens; logits are computed for those alone."""
+    """Mean cross-entropy over the answers' tokens; logits are computed for those alone.
+
+    The second term holds the logarithm of the softmax's denominator near zero, and so the logits of likely tokens.
+    There a repeat penalty, which divides logits, does no harm to line breaks and full stops.
+    """
     hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
     targets = labels[:, 1:]
     wanted = targets != IGNORED
-    logits = model.lm_head(hidden[wanted])
-    return torch.nn.functional.cross_entropy(logits.float(), targets[wanted])
+    logits = model.lm_head(hidden[wanted]).float()
+    normaliser = torch.logsumexp(logits, dim=-1)
+    return torch.nn.functional.cross_entropy(logits, targets[wanted]) + NORMALISER_WEIGHT * normaliser.square().mean()
 
 
 def learning_rate(step: int, progress: float, peak: float) -> float:
-    """Linear warm-up over 100 steps; a cosine down to a fiftieth of the peak as `progress` goes from 0 to 1."""
-    return peak * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+    """Linear warm-up; a cosine down to a fiftieth of the peak as `progress` goes from 0 to 1."""
+    return peak * min(1.0, (step + 1) / WARM_UP_STEPS) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def train(args: argparse.Namespace) -> None:
@@ -118,9 +123,11 @@ def train(args: argparse.Namespace) -> None:
         format="%(asctime)s %(message)s",
         handlers=[logging.StreamHandler(), logging.FileHandler(args.out / "log.txt")],
     )
-    vocabulary = train_vocabulary(N_PIECES, seed=args.seed)
-    (args.out / "vocabulary.json").write_text(json.dumps(asdict(vocabulary)), encoding="utf-8")
+    vocabulary = load_vocabulary(args.start) if args.start else train_vocabulary(N_PIECES)
+    save_vocabulary(vocabulary, args.out)
     model = Phi3ForCausalLM(model_config(vocabulary))
+    if args.start:
+        model = Phi3ForCausalLM.from_pretrained(args.start / "model", dtype=torch.float32)
     model.train()
     LOG.info("%d parameters, %d pieces", sum(p.numel() for p in model.parameters()), len(vocabulary.pieces))
     decayed = [p for p in model.parameters() if p.dim() == 2]
@@ -162,7 +169,8 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--start", type=Path, help="go on from the model in this folder")
+    parser.add_argument("--steps", type=int, default=2500)
     parser.add_argument("--minutes", type=float, default=600, help="end by then; the learning rate falls accordingly")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--peak", type=float, default=2e-3, help="highest learning rate")
