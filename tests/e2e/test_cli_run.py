@@ -204,9 +204,14 @@ def start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen
 
 
 def test_the_embedded_model_writes_a_haiku(phlite: Phlite) -> None:
-    result = phlite("run", "haiku", "--temperature", "0.7", "--seed", "3", "Write a haiku about ice hockey")
+    result = phlite("run", "haiku", "--seed", "3", "Write a haiku about ice hockey")
     assert result.stderr == ""
     assert len(result.stdout.strip().splitlines()) == 3
+
+
+def test_the_embedded_model_recommends_its_sampling(phlite: Phlite) -> None:
+    result = phlite("run", "haiku", "--stats", "-n", "1", "Write a haiku about ice hockey")
+    assert "sampling    temperature 0.7, repeat penalty 1.0, repeat last n 64\n" in result.stderr
 
 
 def test_the_module_and_the_command_are_the_same_program(phlite: Phlite) -> None:
