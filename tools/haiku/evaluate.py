@@ -57,6 +57,8 @@ def llama_cpp_answers(path: str, temperature: float, repeat_penalty: float) -> A
             max_tokens=100,
             seed=seed,
         )
+        if not isinstance(reply, dict):
+            raise TypeError("llama.cpp streamed an answer that was asked for whole")
         return str(reply["choices"][0]["message"]["content"])
 
     return answer

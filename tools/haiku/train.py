@@ -98,7 +98,7 @@ def answer_loss(model: Phi3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor)
     """Mean cross-entropy over the answers' tokens; logits are computed for those alone.
 
     The second term holds the logarithm of the softmax's denominator near zero, and so the logits of likely tokens.
-    There a repeat penalty, which divides logits, does no harm to line breaks and full stops.
+    There a repeat penalty, which divides logits, changes line breaks and full stops least.
     """
     hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
     targets = labels[:, 1:]
@@ -148,7 +148,7 @@ def train(args: argparse.Namespace) -> None:
         ids, labels = batches.next()
         with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
             loss = answer_loss(model, ids, labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
