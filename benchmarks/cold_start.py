@@ -2,9 +2,10 @@
 
     python benchmarks/cold_start.py -m Phi-3-mini-4k-instruct-q4.gguf -t 2 -r 5
 
-The file is read once before, so the page cache is warm. Each program runs in a process of its own, in interleaved
-rounds; the clock runs from before the process is started until its first byte is here. The Python programs print a
-byte at the first token; `phlite run` writes the token's text.
+The file is read once before, so the page cache is warm. Each program runs in a process of its own, in rounds of
+changing order, because the memory that a program finds depends on what the last one left. The clock runs from before
+the process is started until its first byte is here: the Python programs print one at the first token, `phlite run`
+writes the token's text.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import time
 from dataclasses import dataclass
 
 from engines.base import token_ids
-from peers import describe_run, warm_page_cache, write
+from peers import describe_run, shuffled, warm_page_cache, write
 
 N_PROMPT = 32
 
@@ -67,8 +68,8 @@ def main() -> None:
     with open(options.out, "w", encoding="utf-8") as out:
         write(out, record="run", **describe_run(options))
         for round_idx in range(options.rounds):
-            for name, command in programs.items():
-                start = measure(command)
+            for name in shuffled(programs, str(round_idx)):
+                start = measure(programs[name])
                 starts[name].append(start)
                 fields = {"first_token_s": start.first_token_s, "peak_rss_bytes": start.peak_rss_bytes}
                 write(out, record="start", round=round_idx, program=name, **fields)

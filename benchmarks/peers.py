@@ -3,9 +3,9 @@
     python benchmarks/peers.py -m Phi-3-mini-4k-instruct-q4.gguf -p 32,128,512 -n 64 -d 0,2048 -t 2 -r 5 --batch 8
 
 Runs the engines that it finds and installs nothing. Each engine loads once in a process of its own; a round runs every
-test once on every engine, one after the other, so that a slow phase of the machine meets all of them. Before and after
-each measurement the read bandwidth and the 8-bit multiply-adds per second are measured. docs/benchmarks.md tells what
-is compared and what is not.
+test once on every engine, in another order each time, so that a slow phase of the machine meets all of them. Before and
+after each measurement the read bandwidth and the 8-bit multiply-adds per second are measured. docs/benchmarks.md tells
+what is compared and what is not.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ import datetime
 import json
 import os
 import platform
+import random
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from client import Worker, WorkerError
 from engines import ENGINES, Options, all_settings, find_module, split_name
 from engines.base import NotOfferedError
 from limits import KV_BYTES, Machine, Test, Work
 from report import format_table, read_records, write_plot
+
+T = TypeVar("T")
 
 DEFAULT_ENGINES = ["phlite", "llama-cpp-python", "llama-cpp-python/no-repack", *list(ENGINES)[2:]]
 FOLDERS = {"onnxruntime-genai": "onnx_model", "openvino-genai": "openvino_model", "transformers": "transformers_model"}
@@ -74,7 +77,7 @@ def measure_rounds(
     dropped: set[tuple[str, str]] = set()
     for round_idx in range(-options.warm_up, options.rounds):
         for test in tests:
-            for worker in rotated(workers, round_idx):
+            for worker in shuffled(workers, f"{round_idx} {test.name}"):
                 if (worker.label, test.name) in dropped:
                     continue
                 before = machine.measure()
@@ -102,10 +105,11 @@ def measure_rounds(
                 print(f"round {round_idx}  {test.name:<14}{worker.label:<36}{speed:9.2f}", file=sys.stderr)
 
 
-def rotated(workers: list[Worker], round_idx: int) -> list[Worker]:
-    """The workers with another one first in each round, so that no engine always follows the same neighbour."""
-    first = round_idx % len(workers) if workers else 0
-    return workers[first:] + workers[:first]
+def shuffled(values: Iterable[T], seed: str) -> list[T]:
+    """Return the values in an order that the seed decides, so that none always follows the same neighbour."""
+    result = list(values)
+    random.Random(seed).shuffle(result)
+    return result
 
 
 def chosen_tests(options: argparse.Namespace) -> Iterator[Test]:
