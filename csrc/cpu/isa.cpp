@@ -16,7 +16,7 @@ namespace phlite {
 namespace {
 
 struct Features {
-  bool avx2 = false, avxvnni = false, avx512vnni = false;
+  bool avx2 = false, vex_vnni = false, evex_vnni = false, avx512vnni = false;
 };
 
 #ifdef PHLITE_X86
@@ -59,8 +59,9 @@ Features detect() {
   const bool f512 = l7.b >> 16 & 1, dq = l7.b >> 17 & 1, bw = l7.b >> 30 & 1, vl = l7.b >> 31 & 1;
   const bool vbmi = l7.c >> 1 & 1, vnni512 = l7.c >> 11 & 1;
   f.avx512vnni = f.avx2 && zmm && f512 && dq && bw && vl && vbmi && vnni512;
-  // The 256-bit dot products exist in two encodings: AVX-VNNI (VEX) and AVX512-VNNI with AVX512VL (EVEX).
-  f.avxvnni = f.avx2 && (l7.b >> 5 & 1) && ((l71.a >> 4 & 1));
+  // The 256-bit dot products exist in two encodings.
+  f.vex_vnni = f.avx2 && (l71.a >> 4 & 1);
+  f.evex_vnni = f.avx512vnni;
   return f;
 }
 #else
@@ -74,7 +75,7 @@ const Features& features() {
 
 Isa best() {
   if (features().avx512vnni) return Isa::avx512vnni;
-  if (features().avxvnni) return Isa::avxvnni;
+  if (features().vex_vnni) return Isa::avxvnni;
   if (features().avx2) return Isa::avx2;
   return Isa::scalar;
 }
@@ -98,7 +99,7 @@ bool isa_supported(Isa isa) {
     case Isa::avx2:
       return features().avx2;
     case Isa::avxvnni:
-      return features().avxvnni;
+      return features().vex_vnni || features().evex_vnni;
     case Isa::avx512vnni:
       return features().avx512vnni;
   }
@@ -111,6 +112,8 @@ std::vector<Isa> supported_isas() {
     if (isa_supported(static_cast<Isa>(i))) out.push_back(static_cast<Isa>(i));
   return out;
 }
+
+bool has_vex_vnni() { return features().vex_vnni; }
 
 Isa active_isa() { return current(); }
 

@@ -18,6 +18,9 @@ const char* isa_name(Isa isa);
 // True when both the processor (CPUID) and the operating system (XCR0) support every instruction of the set.
 bool isa_supported(Isa isa);
 
+// Which encoding of the 256-bit dot products `avxvnni` uses: VEX if the processor has it, else EVEX (AVX512VL).
+bool has_vex_vnni();
+
 // The supported sets, best first; `scalar` is always the last.
 std::vector<Isa> supported_isas();
 

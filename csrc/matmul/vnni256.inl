@@ -1,0 +1,30 @@
+// Eight lanes with byte dot products. DPBUSD and DPWSSD name the intrinsics of the encoding; included inside a target
+// region, followed by the kernels. Register tile: eight rows of weights times four rows of activations.
+
+#include "matmul/vector256.inl"
+
+struct VVnni256 : V256 {
+  static constexpr int kMaxRows = 4, kSignedOffset = 128;
+  static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
+
+  static INLINE I from_signed(I a) { return _mm256_xor_si256(a, set1(0x80808080)); }
+  static INLINE I lookup_iq4(I a) {  // the IQ4 values with 128 added
+    return table(_mm_setr_epi8(1, 24, 45, 63, 79, 93, 106, 118, -127, -115, -103, -90, -75, -59, -39, -15), a);
+  }
+
+  template <int>
+  static constexpr int flush_every() {
+    return 64;
+  }
+  template <int>
+  static INLINE I dot(I acc, I codes, const int8_t* act) {
+    return DPBUSD(acc, codes, broadcast(act));
+  }
+  template <int>
+  static INLINE I fold(I total, I acc, I scale) {
+    return add(total, mul(acc, scale));
+  }
+  static INLINE I madd16(I acc, I pair, const int16_t* sums) { return DPWSSD(acc, pair, broadcast(sums)); }
+};
+
+#include "matmul/tile_kernels.inl"
