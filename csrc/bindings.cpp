@@ -4,8 +4,6 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstdlib>
-
 #include "cpu/isa.h"
 #include "cpu/limits.h"
 #include "support/thread_pool.h"
@@ -15,8 +13,6 @@ using namespace phlite;
 
 NB_MODULE(_native, m) {
   m.doc() = "Native operations of phlite. Private: use phlite.ops, which checks shapes and dtypes.";
-
-  if (const char* forced = std::getenv("PHLITE_ISA"); forced && *forced) select_isa(forced);
 
   m.def("isa_name", [] { return std::string(isa_name(active_isa())); }, "The instruction set in use.");
   m.def(

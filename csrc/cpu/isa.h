@@ -1,8 +1,7 @@
 // Instruction sets: which exist, which this machine has, which one is in use.
 //
-// An ISA is chosen once, when the module is imported: the best that the processor and the operating system support,
-// or the one that PHLITE_ISA names. Kernels look up `active_isa()` through their own table; nothing else branches on
-// it.
+// The best set that the processor and the operating system support is in use from the start; phlite.ops selects another
+// one where PHLITE_ISA names it. Kernels look up `active_isa()` through their own table; nothing else branches on it.
 #pragma once
 #include <string>
 #include <vector>

@@ -10,11 +10,11 @@ from phlite._native import (
     measure_int8_peak,
     measure_read_bandwidth,
     physical_core_count,
-    select_isa,
     supported_isas,
 )
 from phlite.ops.attention import AttentionBatch, KVCache, attention
 from phlite.ops.dequantize import dequantize, embedding
+from phlite.ops.isa import select_forced_isa, select_isa
 from phlite.ops.linear import PackedMatrix, ThreadPool, linear, pack_matrix
 
 __all__ = [
@@ -34,3 +34,5 @@ __all__ = [
     "select_isa",
     "supported_isas",
 ]
+
+select_forced_isa()
