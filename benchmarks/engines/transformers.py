@@ -70,8 +70,11 @@ class TransformersEngine:
         if depth not in self.caches:
             self.caches[depth] = self.cache_class()
             self.forward(token_ids(depth)[None], self.caches[depth])
-        self.caches[depth].crop(depth)
-        return self.caches[depth]
+        cache = self.caches[depth]
+        # Negative: how many to remove. Some versions refuse the other meaning.
+        if cache.get_seq_length() > depth:
+            cache.crop(depth - cache.get_seq_length())
+        return cache
 
     def forward(self, ids: np.ndarray, cache: Any) -> None:
         """Process int32[B, T] ids after what the cache holds; logits of the last position only."""
