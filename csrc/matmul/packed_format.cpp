@@ -6,7 +6,7 @@ namespace phlite {
 namespace {
 
 using A = ActivationKind;
-using W = WeightType;
+using W = GGMLType;
 
 constexpr PackedFormat kFormats[kPackedFormatCount] = {
     {W::F32, "F32", A::f32, 1, 4, 0, 0},
@@ -169,7 +169,7 @@ void pack_iq4_xs(Rows rows, uint8_t* body) {
   for (int i = 1; i < 34; ++i) put(body, i, b[i]);
 }
 
-void pack_superblock(WeightType type, Rows rows, uint8_t* header, uint8_t* body) {
+void pack_superblock(GGMLType type, Rows rows, uint8_t* header, uint8_t* body) {
   switch (type) {
     case W::Q2_K:
       return pack_q2_k(rows, body);
@@ -196,7 +196,7 @@ Lanes to_bit_plane(const Lanes& bits) {
   return out;
 }
 
-void pack_block32(WeightType type, Rows rows, uint8_t* header, uint8_t* body) {
+void pack_block32(GGMLType type, Rows rows, uint8_t* header, uint8_t* body) {
   const bool has_min = type == W::Q4_1 || type == W::Q5_1, has_fifth = type == W::Q5_0 || type == W::Q5_1;
   int offset = 2;
   put_half_at(header, rows, 0);

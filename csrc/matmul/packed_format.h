@@ -19,30 +19,13 @@
 #pragma once
 #include <cstdint>
 
+#include "formats/blocks.h"
+
 namespace phlite {
 
 constexpr int kTileRows = 16;
 constexpr int kPlaneBytes = 64;
 constexpr int kSuperblock = 256;  // columns of one slice of quantised activations
-
-// The block formats a weight may have; values are ggml's type ids.
-enum class WeightType : int {
-  F32 = 0,
-  F16 = 1,
-  Q4_0 = 2,
-  Q4_1 = 3,
-  Q5_0 = 6,
-  Q5_1 = 7,
-  Q8_0 = 8,
-  Q2_K = 10,
-  Q3_K = 11,
-  Q4_K = 12,
-  Q5_K = 13,
-  Q6_K = 14,
-  IQ4_NL = 20,
-  IQ4_XS = 23,
-  BF16 = 30,
-};
 
 // What the activations become before they meet a format.
 enum class ActivationKind {
@@ -52,7 +35,7 @@ enum class ActivationKind {
 };
 
 struct PackedFormat {
-  WeightType type;
+  GGMLType type;
   const char* name;
   ActivationKind activations;
   int block_cols;    // columns of a block in the file

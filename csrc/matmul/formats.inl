@@ -1,0 +1,256 @@
+// Part of tile_kernels.inl: formats, what a slice of 256 columns adds to the sums.
+
+// A format F has, for one tile:
+//   place(tile, n_cols, b)                      where slice b begins: its part of the header and its planes
+//   add_slice<M>(place, act, b, row, lane, acc) acc[m] += slice b of the tile times row + m of the activations
+//   Wide                                        the same format unpacked: plain bytes for codes, int32 scales, float
+//   weights unpack(place, n, lane, scratch)             slice to Wide; the arithmetic, and so every bit of the result,
+//   stays
+struct Place {
+  const uint8_t* header;
+  const uint8_t* body;
+};
+
+INLINE int64_t round_to_plane(int64_t n) { return (n + kPlaneBytes - 1) / kPlaneBytes * kPlaneBytes; }
+
+template <class V, int Steps, int MaxCode>
+struct PlainCodes {
+  using I = typename V::I;
+  static constexpr int kSteps = Steps, kPlanes = Steps, kMaxCode = MaxCode;
+  template <int S>
+  static INLINE I code(const uint8_t* p) {
+    return V::load(p + S * kPlaneBytes);
+  }
+};
+
+template <class V, int Groups>
+struct PlainScales {  // after a plane of halves: an int32 scale of each group, then int16 pairs of every two
+  using I = typename V::I;
+  static constexpr int kGroups = Groups;
+  const uint8_t* planes;
+  INLINE PlainScales(const uint8_t* body, int lane) : planes(body + kPlaneBytes + 4 * lane) {}
+  template <int G>
+  INLINE I scale() const {
+    return V::load(planes + G * kPlaneBytes);
+  }
+  template <int P>
+  INLINE I pair() const {
+    return V::load(planes + (Groups + P) * kPlaneBytes);
+  }
+};
+
+template <class V, class Codes, int S = 0>
+INLINE uint8_t* unpack_codes(const uint8_t* planes, uint8_t* out) {
+  if constexpr (S < Codes::kSteps) {
+    V::store(out, Codes::template code<S>(planes));
+    return unpack_codes<V, Codes, S + 1>(planes, out + kPlaneBytes);
+  } else {
+    return out;
+  }
+}
+
+template <class V, class Scales, int P = 0>
+INLINE void unpack_pairs(const Scales& s, uint8_t* out) {
+  if constexpr (P < Scales::kGroups / 2) {
+    V::store(out + P * kPlaneBytes, s.template pair<P>());
+    unpack_pairs<V, Scales, P + 1>(s, out);
+  }
+}
+
+// K formats. The body begins with a plane of float16 d and dmin if InlineD, else d lies in the header. Block sums are
+// multiplied with mins (Min: dmin times them is subtracted) or with scales (the offset of the codes is taken back).
+template <class V_, class C, class S, int CodePlane, int BodyPlanes, int Offset, bool Min, bool InlineD>
+struct SuperFormat {
+  using V = V_;
+  using I = typename V::I;
+  using Fl = typename V::F;
+  static constexpr int kGroups = S::kGroups, kGroupCols = kSuperblock / kGroups;
+  static constexpr bool kPaired = std::is_void_v<C>;  // Q3_K: two groups share a plane
+  static constexpr int kMaxCode = [] {
+    if constexpr (kPaired)
+      return 7;
+    else
+      return C::kMaxCode;
+  }();
+  static constexpr int kWideCodes = 1 + kGroups + kGroups / 2, kSliceBytes = BodyPlanes * kPlaneBytes;
+  static constexpr int kPrefetchBytes = 0;  // one forward stream: the hardware's prefetcher does better alone
+  using Wide = SuperFormat<V, PlainCodes<V, 64 / kGroups, kMaxCode>, PlainScales<V, kGroups>, kWideCodes,
+                           kWideCodes + 64, Offset, Min, true>;
+
+  static INLINE Place place(const uint8_t* tile, int64_t n_cols, int64_t b) {
+    const int64_t header = InlineD ? 0 : round_to_plane(n_cols / kSuperblock * 32);
+    return {tile + b * 32, tile + header + b * BodyPlanes * kPlaneBytes};
+  }
+
+  template <int M>
+  static INLINE void add_slice(Place p, const Activations& act, int64_t b, int64_t row, int lane, Fl (&acc)[M]) {
+    const int64_t at = b * act.n_rows + row;
+    const int8_t* q = act.q + at * kSuperblock;
+    const float* d_act = act.d + at;
+    const S scales(p.body, lane);
+    I scale[kGroups], total[M];
+    expand_scales<V>(scales, scale);
+    UNROLL for (int m = 0; m < M; ++m) total[m] = V::zero();
+
+    if constexpr (Offset != 0 && !V::kSums32) {
+      add_block_sums<V>(scales, kGroups == 16 ? act.bsum16 + at * 16 : act.bsum32 + at * 8, total);
+      UNROLL for (int m = 0; m < M; ++m) total[m] = V::mul(total[m], V::set1(-Offset));
+    }
+
+    const int32_t* minus_sum = kGroups == 16 ? act.minus_sum16 + at * 16 : act.minus_sum32 + at * 8;
+    const uint8_t* planes = p.body + CodePlane * kPlaneBytes + 4 * lane;
+    if constexpr (kPaired) {
+      for (int g = 0; g < kGroups; g += 2, planes += 3 * kPlaneBytes, q += 2 * kGroupCols * M) {
+        add_group<V, ThreeBitCodes<V, 0>, M, Offset>(planes, q, scale[g], minus_sum + g, kGroups, total);
+        add_group<V, ThreeBitCodes<V, 1>, M, Offset>(planes, q + kGroupCols * M, scale[g + 1], minus_sum + g + 1,
+                                                     kGroups, total);
+      }
+    } else {
+      for (int g = 0; g < kGroups; ++g, planes += C::kPlanes * kPlaneBytes, q += kGroupCols * M)
+        add_group<V, C, M, Offset>(planes, q, scale[g], minus_sum + g, kGroups, total);
+    }
+
+    const Fl d = V::load_half((InlineD ? p.body : p.header) + 2 * lane);
+    Fl sum[M];
+    UNROLL for (int m = 0; m < M; ++m) sum[m] = V::mul_f(V::to_f(total[m]), d);
+    if constexpr (Min) {  // after the long loop, where its registers are free again
+      const Fl dmin = V::load_half(p.body + 32 + 2 * lane);
+      UNROLL for (int m = 0; m < M; ++m) total[m] = V::zero();
+      add_block_sums<V>(scales, kGroups == 16 ? act.bsum16 + at * 16 : act.bsum32 + at * 8, total);
+      UNROLL for (int m = 0; m < M; ++m) sum[m] = V::fnma(V::to_f(total[m]), dmin, sum[m]);
+    }
+    UNROLL for (int m = 0; m < M; ++m) acc[m] = V::fma(sum[m], V::set1_f(d_act[m]), acc[m]);
+  }
+
+  static INLINE Place unpack(Place p, int64_t, int lane, uint8_t* out) {
+    std::memcpy(out + 2 * lane, (InlineD ? p.body : p.header) + 2 * lane, 2 * V::lanes);
+    if constexpr (Min) std::memcpy(out + 32 + 2 * lane, p.body + 32 + 2 * lane, 2 * V::lanes);
+    const S scales(p.body, lane);
+    I scale[kGroups];
+    expand_scales<V>(scales, scale);
+    for (int g = 0; g < kGroups; ++g) V::store(out + (1 + g) * kPlaneBytes + 4 * lane, scale[g]);
+    unpack_pairs<V>(scales, out + (1 + kGroups) * kPlaneBytes + 4 * lane);
+    const uint8_t* planes = p.body + CodePlane * kPlaneBytes + 4 * lane;
+    uint8_t* codes = out + kWideCodes * kPlaneBytes + 4 * lane;
+    if constexpr (kPaired) {
+      for (int g = 0; g < kGroups; g += 2, planes += 3 * kPlaneBytes) {
+        codes = unpack_codes<V, ThreeBitCodes<V, 0>>(planes, codes);
+        codes = unpack_codes<V, ThreeBitCodes<V, 1>>(planes, codes);
+      }
+    } else {
+      for (int g = 0; g < kGroups; ++g, planes += C::kPlanes * kPlaneBytes) codes = unpack_codes<V, C>(planes, codes);
+    }
+    return {out, out};
+  }
+};
+
+template <class V>
+using FormatQ4K = SuperFormat<V, NibbleCodes<V>, ScalesQ4K<V>, 4, 36, 0, true, true>;
+template <class V>
+using FormatQ5K = SuperFormat<V, FiveBitCodes<V>, ScalesQ4K<V>, 4, 44, 0, true, true>;
+template <class V>
+using FormatQ6K = SuperFormat<V, SixBitCodes<V>, ScalesQ6K<V>, 4, 52, 32, false, false>;
+template <class V>
+using FormatQ2K = SuperFormat<V, TwoBitCodes<V>, ScalesQ2K<V>, 5, 21, 0, true, true>;
+template <class V>
+using FormatQ3K = SuperFormat<V, void, ScalesQ3K<V>, 3, 27, 4, false, false>;
+template <class V>
+using FormatIQ4XS = SuperFormat<V, TableCodes<V>, ScalesIQ4XS<V>, 2, 34, V::kSignedOffset, false, true>;
+
+// Formats with blocks of 32 columns: float16 d[16] and, with mins, m[16] of every block in the header.
+template <class V_, class C, bool Min, int Offset>
+struct BlockFormat {
+  using V = V_;
+  using I = typename V::I;
+  using Fl = typename V::F;
+  static constexpr int kHeader = Min ? 64 : 32, kSliceBytes = 8 * C::kPlanes * kPlaneBytes;
+  static constexpr int kPrefetchBytes = 4608;  // two streams, scales and codes: +12 % decode for Q4_0 on Zen 4
+  using Wide = BlockFormat<V, PlainCodes<V, 8, C::kMaxCode>, Min, Offset>;
+
+  static INLINE Place place(const uint8_t* tile, int64_t n_cols, int64_t b) {
+    return {tile + b * 8 * kHeader, tile + round_to_plane(n_cols / 32 * kHeader) + b * kSliceBytes};
+  }
+
+  template <int M>
+  static INLINE void add_slice(Place p, const Activations& act, int64_t b, int64_t row, int lane, Fl (&acc)[M]) {
+    const int n_blocks = static_cast<int>(act.n_cols / 32 - b * 8 < 8 ? act.n_cols / 32 - b * 8 : 8);
+    const int64_t at = b * act.n_rows + row;
+    const int8_t* q = act.q + at * kSuperblock;
+    const float* d_act = act.d + at * 8;
+    const int32_t* minus_sum = act.minus_sum32 + at * 8;
+    const uint8_t* header = p.header + 2 * lane;
+    const uint8_t* planes = p.body + 4 * lane;
+    for (int i = 0; i < n_blocks;
+         ++i, header += kHeader, planes += C::kPlanes * kPlaneBytes, q += 32 * M, ++d_act, ++minus_sum) {
+      I total[M];
+      UNROLL for (int m = 0; m < M; ++m) total[m] =
+          Offset != 0 && !V::kSums32 ? V::set1(Offset * minus_sum[m * 8]) : V::zero();
+      add_group<V, C, M, Offset>(planes, q, V::unit_scale(), minus_sum, 8, total);
+      const Fl d = V::load_half(header);
+      UNROLL for (int m = 0; m < M; ++m) {
+        Fl sum = V::mul_f(V::to_f(total[m]), d);
+        if constexpr (Min) sum = V::fnma(V::load_half(header + 32), V::to_f(V::set1(minus_sum[m * 8])), sum);
+        acc[m] = V::fma(sum, V::set1_f(d_act[m * 8]), acc[m]);
+      }
+    }
+  }
+
+  static INLINE Place unpack(Place p, int64_t n, int lane, uint8_t* out) {
+    const uint8_t* planes = p.body + 4 * lane;
+    uint8_t* codes = out + 4 * lane;
+    for (int64_t i = 0; i < n / 32; ++i, planes += C::kPlanes * kPlaneBytes) codes = unpack_codes<V, C>(planes, codes);
+    return {p.header, out};
+  }
+};
+
+template <class V>
+using FormatQ4_0 = BlockFormat<V, NibbleCodes<V>, false, 8>;
+template <class V>
+using FormatQ4_1 = BlockFormat<V, NibbleCodes<V>, true, 0>;
+template <class V>
+using FormatQ5_0 = BlockFormat<V, FiveBitCodes<V>, false, 16>;
+template <class V>
+using FormatQ5_1 = BlockFormat<V, FiveBitCodes<V>, true, 0>;
+template <class V>
+using FormatQ8_0 = BlockFormat<V, ByteCodes<V>, false, V::kSignedOffset>;
+template <class V>
+using FormatIQ4NL = BlockFormat<V, TableCodes<V>, false, V::kSignedOffset>;
+
+// Floats: sixteen weights of a column lie together.
+template <class V_, GGMLType Type>
+struct FloatFormat {
+  using V = V_;
+  using Fl = typename V::F;
+  static constexpr int kBytes = Type == GGMLType::F32 ? 4 : 2, kSliceBytes = kSuperblock * kTileRows * kBytes;
+  static constexpr int kPrefetchBytes = 0;
+  using Wide = FloatFormat<V, GGMLType::F32>;
+
+  static INLINE Place place(const uint8_t* tile, int64_t, int64_t b) { return {nullptr, tile + b * kSliceBytes}; }
+
+  static INLINE Fl weight(const uint8_t* p) {
+    if constexpr (Type == GGMLType::F32)
+      return V::load_f(reinterpret_cast<const float*>(p));
+    else if constexpr (Type == GGMLType::F16)
+      return V::load_half(p);
+    else
+      return V::as_f(V::template shift<16>(V::load_u16(p)));
+  }
+
+  template <int M>
+  static INLINE void add_slice(Place p, const Activations& act, int64_t b, int64_t row, int lane, Fl (&acc)[M]) {
+    const float* x = act.x + row * act.ld + b * kSuperblock;
+    const int64_t n = act.n_cols - b * kSuperblock < kSuperblock ? act.n_cols - b * kSuperblock : kSuperblock;
+    const uint8_t* w = p.body + kBytes * lane;
+    for (int64_t k = 0; k < n; ++k, w += kBytes * kTileRows) {
+      const Fl column = weight(w);
+      UNROLL for (int m = 0; m < M; ++m) acc[m] = V::fma(column, V::set1_f(x[m * act.ld + k]), acc[m]);
+    }
+  }
+
+  static INLINE Place unpack(Place p, int64_t n, int lane, uint8_t* out) {
+    for (int64_t k = 0; k < n; ++k)
+      V::store_f(reinterpret_cast<float*>(out) + k * kTileRows + lane,
+                 weight(p.body + (k * kTileRows + lane) * kBytes));
+    return {nullptr, out};
+  }
+};

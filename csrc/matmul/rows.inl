@@ -1,0 +1,118 @@
+// Part of tile_kernels.inl: rows of activations: norm, quantisation, SwiGLU.
+
+// Sixteen partial sums, folded by halves: the same order for every number of lanes.
+template <class V>
+INLINE float sum_sixteen(const typename V::F (&acc)[kTileRows / V::lanes]) {
+  float s[kTileRows];
+  for (int i = 0; i < kTileRows / V::lanes; ++i) V::store_f(s + i * V::lanes, acc[i]);
+  for (int n = kTileRows / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; ++i) s[i] = s[i] + s[i + n];
+  return s[0];
+}
+
+template <class V>
+void rms_norm_row(const float* x, const float* weight, float eps, int64_t n, float* y) noexcept {
+  constexpr int kVectors = kTileRows / V::lanes;
+  typename V::F acc[kVectors];
+  for (int i = 0; i < kVectors; ++i) acc[i] = V::zero_f();
+  const int64_t whole = n / kTileRows * kTileRows;
+  for (int64_t k = 0; k < whole; k += kTileRows)
+    for (int i = 0; i < kVectors; ++i) {
+      const typename V::F v = V::load_f(x + k + i * V::lanes);
+      acc[i] = V::fma(v, v, acc[i]);
+    }
+  if (whole < n) {
+    float tail[kTileRows] = {};
+    for (int64_t k = whole; k < n; ++k) tail[k - whole] = x[k];
+    for (int i = 0; i < kVectors; ++i) {
+      const typename V::F v = V::load_f(tail + i * V::lanes);
+      acc[i] = V::fma(v, v, acc[i]);
+    }
+  }
+  const float scale = 1.0f / std::sqrt(sum_sixteen<V>(acc) / static_cast<float>(n) + eps);
+  for (int64_t k = 0; k < whole; k += V::lanes)
+    V::store_f(y + k, V::mul_f(V::mul_f(V::load_f(x + k), V::set1_f(scale)), V::load_f(weight + k)));
+  for (int64_t k = whole; k < n; ++k) y[k] = x[k] * scale * weight[k];
+}
+
+// Largest magnitude of n (a multiple of 32) values as bits: a NaN is above infinity, infinity above every number.
+template <class V>
+INLINE int32_t max_abs_bits(const float* x, int n) {
+  typename V::I top = V::zero();
+  for (int k = 0; k < n; k += V::lanes)
+    top = V::max(top, V::and_(V::load(reinterpret_cast<const uint8_t*>(x + k)), V::set1(0x7FFFFFFF)));
+  return V::max_lane(top);
+}
+
+template <class V>
+INLINE int32_t quantize_sixteen(const float* x, float inverse, int8_t* q) {
+  int32_t sum = 0;
+  for (int i = 0; i < kTileRows; i += V::lanes)
+    sum += V::store_rounded(V::mul_f(V::load_f(x + i), V::set1_f(inverse)), q + i);
+  return sum;
+}
+
+// d and 1/d of a block with largest magnitude `bits`; a block of zeros has d = 0, one with a NaN or infinity d = NaN.
+INLINE void block_scale(int32_t bits, float& d, float& inverse) {
+  float amax;
+  std::memcpy(&amax, &bits, 4);
+  const bool finite = bits < 0x7F800000;
+  d = finite ? amax / 127.0f : std::numeric_limits<float>::quiet_NaN();
+  inverse = finite && amax > 0.0f ? 127.0f / amax : 0.0f;
+  if (!(inverse <= std::numeric_limits<float>::max())) d = inverse = 0.0f;  // amax below 2^-121: nothing is lost
+}
+
+template <class V>
+void quantize_row(const float* x, int64_t row, ActivationKind kind, const Activations& act) noexcept {
+  const RowGroup group = row_group(act.n_rows, V::kMaxRows, row);
+  for (int64_t k = 0, slice = 0; k < act.n_cols; k += kSuperblock, ++slice) {
+    const int64_t at = slice * act.n_rows + row;
+    const int n = static_cast<int>(act.n_cols - k < kSuperblock ? act.n_cols - k : kSuperblock);
+    alignas(64) int8_t q[kSuperblock];
+    float inverse = 0.0f;
+    if (kind == ActivationKind::q8k) block_scale(max_abs_bits<V>(x + k, n), act.d[at], inverse);
+    for (int i = 0; i < n; i += 32) {
+      if (kind == ActivationKind::q8) block_scale(max_abs_bits<V>(x + k + i, 32), act.d[at * 8 + i / 32], inverse);
+      const int32_t s0 = quantize_sixteen<V>(x + k + i, inverse, q + i);
+      const int32_t s1 = quantize_sixteen<V>(x + k + i + 16, inverse, q + i + 16);
+      if (kind == ActivationKind::q8k) {
+        act.bsum16[at * 16 + i / 16] = static_cast<int16_t>(s0);
+        act.bsum16[at * 16 + i / 16 + 1] = static_cast<int16_t>(s1);
+        act.bsum32[at * 8 + i / 32] = static_cast<int16_t>(s0 + s1);
+        act.minus_sum16[at * 16 + i / 16] = -s0;
+        act.minus_sum16[at * 16 + i / 16 + 1] = -s1;
+      }
+      act.minus_sum32[at * 8 + i / 32] = -(s0 + s1);
+    }
+    int8_t* to = act.q + (slice * act.n_rows + group.first) * kSuperblock + (row - group.first) * 4;
+    for (int i = 0; i < n; i += 4, to += 4 * group.size) std::memcpy(to, q + i, 4);
+  }
+}
+
+// exp(x) for |x| < 87, relative error below 2^-22: x = n ln 2 + r, a polynomial of degree 6 in r, n into the exponent.
+template <class V>
+INLINE typename V::F exp_f(typename V::F x) {
+  using Fl = typename V::F;
+  x = V::min_f(V::max_f(x, V::set1_f(-87.0f)), V::set1_f(87.0f));
+  const typename V::I n = V::round(V::mul_f(x, V::set1_f(1.44269504f)));
+  const Fl nf = V::to_f(n);
+  Fl r = V::fnma(nf, V::set1_f(0.693359375f), x);
+  r = V::fnma(nf, V::set1_f(-2.12194440e-4f), r);
+  Fl p = V::set1_f(1.0f / 720);
+  p = V::fma(p, r, V::set1_f(1.0f / 120));
+  p = V::fma(p, r, V::set1_f(1.0f / 24));
+  p = V::fma(p, r, V::set1_f(1.0f / 6));
+  p = V::fma(p, r, V::set1_f(0.5f));
+  p = V::fma(p, r, V::set1_f(1.0f));
+  p = V::fma(p, r, V::set1_f(1.0f));
+  return V::as_f(V::add(V::as_i(p), V::template shift<23>(n)));
+}
+
+template <class V>
+void swiglu(const float* gate, const float* up, int64_t n, float* out) noexcept {
+  for (int64_t k = 0; k < n; k += V::lanes) {  // n is a multiple of sixteen
+    const typename V::F g = V::load_f(gate + k);
+    const typename V::F e = exp_f<V>(V::sub_f(V::zero_f(), g));
+    V::store_f(out + k, V::mul_f(V::div_f(g, V::add_f(e, V::set1_f(1.0f))), V::load_f(up + k)));
+  }
+}
