@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,9 @@ from e2e.terminal import Terminal
 from tiny_models import random_checkpoint, tiny_config, write_gguf
 
 Phlite = Callable[..., "subprocess.CompletedProcess[str]"]
+
+# A shell starts background jobs with interrupts ignored, and programs inherit that; the programs under test must not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

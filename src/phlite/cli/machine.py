@@ -12,6 +12,12 @@ def peak_rss_bytes() -> int:
     """Most memory this process ever held in RAM, mapped files included, in bytes."""
     if sys.platform == "win32":
         return _windows_peak_bytes()
+    try:  # Linux: getrusage begins at what the parent held when it started this process; this does not
+        for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
