@@ -3,9 +3,9 @@
 // A format F has, for one tile:
 //   place(tile, n_cols, b)                      where slice b begins: its part of the header and its planes
 //   add_slice<M>(place, act, b, row, lane, acc) acc[m] += slice b of the tile times row + m of the activations
-//   Wide                                        the same format unpacked: plain bytes for codes, int32 scales, float
-//   weights unpack(place, n, lane, scratch)             slice to Wide; the arithmetic, and so every bit of the result,
-//   stays
+//   kUnpack                                     whether it is worth unpacking for many rows; if so, also:
+//   Wide, unpack(place, lane, scratch)          the same format with plain bytes for codes and int32 scales; the
+//                                               arithmetic, and so every bit of the result, stays
 struct Place {
   const uint8_t* header;
   const uint8_t* body;
@@ -73,6 +73,9 @@ struct SuperFormat {
       return C::kMaxCode;
   }();
   static constexpr int kWideCodes = 1 + kGroups + kGroups / 2, kSliceBytes = BodyPlanes * kPlaneBytes;
+  // Worth unpacking once for many rows: codes of two and three bits (156 against 138 G products per second for Q3_K);
+  // the others lose up to a fifth by it.
+  static constexpr bool kUnpack = kMaxCode <= 7;
   static constexpr int kPrefetchBytes = 0;  // one forward stream: the hardware's prefetcher does better alone
   using Wide = SuperFormat<V, PlainCodes<V, 64 / kGroups, kMaxCode>, PlainScales<V, kGroups>, kWideCodes,
                            kWideCodes + 64, Offset, Min, true>;
@@ -122,7 +125,7 @@ struct SuperFormat {
     UNROLL for (int m = 0; m < M; ++m) acc[m] = V::fma(sum[m], V::set1_f(d_act[m]), acc[m]);
   }
 
-  static INLINE Place unpack(Place p, int64_t, int lane, uint8_t* out) {
+  static INLINE Place unpack(Place p, int lane, uint8_t* out) {
     std::memcpy(out + 2 * lane, (InlineD ? p.body : p.header) + 2 * lane, 2 * V::lanes);
     if constexpr (Min) std::memcpy(out + 32 + 2 * lane, p.body + 32 + 2 * lane, 2 * V::lanes);
     const S scales(p.body, lane);
@@ -165,7 +168,7 @@ struct BlockFormat {
   using Fl = typename V::F;
   static constexpr int kHeader = Min ? 64 : 32, kSliceBytes = 8 * C::kPlanes * kPlaneBytes;
   static constexpr int kPrefetchBytes = 4608;  // two streams, scales and codes: +12 % decode for Q4_0 on Zen 4
-  using Wide = BlockFormat<V, PlainCodes<V, 8, C::kMaxCode>, Min, Offset>;
+  static constexpr bool kUnpack = false;
 
   static INLINE Place place(const uint8_t* tile, int64_t n_cols, int64_t b) {
     return {tile + b * 8 * kHeader, tile + round_to_plane(n_cols / 32 * kHeader) + b * kSliceBytes};
@@ -194,13 +197,6 @@ struct BlockFormat {
       }
     }
   }
-
-  static INLINE Place unpack(Place p, int64_t n, int lane, uint8_t* out) {
-    const uint8_t* planes = p.body + 4 * lane;
-    uint8_t* codes = out + 4 * lane;
-    for (int64_t i = 0; i < n / 32; ++i, planes += C::kPlanes * kPlaneBytes) codes = unpack_codes<V, C>(planes, codes);
-    return {p.header, out};
-  }
 };
 
 template <class V>
@@ -223,7 +219,7 @@ struct FloatFormat {
   using Fl = typename V::F;
   static constexpr int kBytes = Type == GGMLType::F32 ? 4 : 2, kSliceBytes = kSuperblock * kTileRows * kBytes;
   static constexpr int kPrefetchBytes = 0;
-  using Wide = FloatFormat<V, GGMLType::F32>;
+  static constexpr bool kUnpack = false;
 
   static INLINE Place place(const uint8_t* tile, int64_t, int64_t b) { return {nullptr, tile + b * kSliceBytes}; }
 
@@ -245,12 +241,5 @@ struct FloatFormat {
       const Fl column = weight(w);
       UNROLL for (int m = 0; m < M; ++m) acc[m] = V::fma(column, V::set1_f(x[m * act.ld + k]), acc[m]);
     }
-  }
-
-  static INLINE Place unpack(Place p, int64_t n, int lane, uint8_t* out) {
-    for (int64_t k = 0; k < n; ++k)
-      V::store_f(reinterpret_cast<float*>(out) + k * kTileRows + lane,
-                 weight(p.body + (k * kTileRows + lane) * kBytes));
-    return {nullptr, out};
   }
 };

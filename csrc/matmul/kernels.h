@@ -64,11 +64,11 @@ struct TileArgs {
   float* out;  // float32[n_rows][16]
 };
 
-// From this many rows on, a slice of 256 columns is unpacked into the first-level cache and then meets all rows; below,
-// the packed tile is read once and its sums stay in registers.
-constexpr int64_t kWideRows = 32;
+// From this many rows on, formats of two and three bits unpack each slice of 256 columns once in the first-level cache;
+// all others are undone in registers again for every group of rows, which costs less than the way through memory.
+constexpr int64_t kUnpackRows = 48;
 
-// The most rows of one call: their sums (12 KB) and an unpacked slice (at most 16 KB) share the first-level cache.
+// The most rows of one call: their sums take 12 KB of the first-level cache.
 constexpr int64_t kMaxTileRows = 192;
 
 struct MatmulKernels {

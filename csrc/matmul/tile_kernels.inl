@@ -14,7 +14,7 @@
 #include "matmul/rows.inl"
 // clang-format on
 
-// Few rows: one pass over the packed tile, the sums stay in registers.
+// One pass over the packed tile, the sums stay in registers.
 template <class F, int M>
 INLINE void add_tile(const TileArgs& a, int64_t row, int lane) {
   using V = typename F::V;
@@ -31,7 +31,7 @@ INLINE void add_tile(const TileArgs& a, int64_t row, int lane) {
   UNROLL for (int m = 0; m < M; ++m) V::store_f(a.out + (row + m) * kTileRows + lane, acc[m]);
 }
 
-// Many rows: slice by slice, unpacked once in the first-level cache for all of them, the sums in `out`.
+// Many rows of a format worth unpacking: slice by slice, once in the first-level cache for all rows, the sums in `out`.
 template <class F, int M>
 INLINE void add_wide_slice(Place p, const TileArgs& a, int64_t b, int64_t row, int lane) {
   using V = typename F::V;
@@ -58,31 +58,35 @@ INLINE void add_wide_slice(Place p, const TileArgs& a, int64_t b, int64_t row, i
   } while (0)
 
 template <class F>
-void tile_kernel(const TileArgs& a) noexcept {
+INLINE void unpacked_kernel(const TileArgs& a) {
   using V = typename F::V;
   using Wide = typename F::Wide;
   const Activations& act = *a.act;
-  if (a.n_rows < kWideRows) {
-    for (int lane = 0; lane < kTileRows; lane += V::lanes) {
-#define CALL(M) add_tile<F, M>(a, row, lane)
-      FOR_ROW_GROUPS(V, a.n_rows, CALL);
-#undef CALL
-    }
-    return;
-  }
   alignas(64) uint8_t scratch[Wide::kSliceBytes];
   for (int64_t i = 0; i < a.n_rows * kTileRows; i += V::lanes) V::store_f(a.out + i, V::zero_f());
   for (int64_t b = 0; b * kSuperblock < act.n_cols; ++b) {
-    const int64_t n = act.n_cols - b * kSuperblock < kSuperblock ? act.n_cols - b * kSuperblock : kSuperblock;
     // The next slice (after the last one, usually the next tile) comes from memory while this one is multiplied.
     const uint8_t* next = F::place(a.tile, act.n_cols, b + 1).body;
     for (int i = 0; i < F::kSliceBytes; i += kPlaneBytes) V::prefetch(next + i);
     for (int lane = 0; lane < kTileRows; lane += V::lanes) {
-      const Place p = F::unpack(F::place(a.tile, act.n_cols, b), n, lane, scratch);
+      const Place p = F::unpack(F::place(a.tile, act.n_cols, b), lane, scratch);
 #define CALL(M) add_wide_slice<Wide, M>(p, a, b, row, lane)
       FOR_ROW_GROUPS(V, a.n_rows, CALL);
 #undef CALL
     }
+  }
+}
+
+template <class F>
+void tile_kernel(const TileArgs& a) noexcept {
+  using V = typename F::V;
+  if constexpr (F::kUnpack) {
+    if (a.n_rows >= kUnpackRows) return unpacked_kernel<F>(a);
+  }
+  for (int lane = 0; lane < kTileRows; lane += V::lanes) {
+#define CALL(M) add_tile<F, M>(a, row, lane)
+    FOR_ROW_GROUPS(V, a.n_rows, CALL);
+#undef CALL
   }
 }
 
