@@ -2,8 +2,9 @@
 //
 // `run(fn)` executes fn(thread_idx, n_threads) on every thread, the caller being thread 0, and returns when all are
 // done. Inside a region `barrier()` separates phases. A decode step of a 4-bit Phi-3-mini opens about 130 regions of
-// half a millisecond; waking a sleeping thread costs 5 to 50 us, so workers spin for `kSpinNs` before they sleep, and
-// every spin loop yields after a while so that more threads than cores do not collapse.
+// half a millisecond; waking a sleeping thread costs 5 to 50 us, so workers stay awake for `kSpinNs` before they sleep.
+// Whoever waits spins for some microseconds, then yields its core between looks: more threads than cores do not
+// collapse.
 //
 // Work that is split by thread_idx must not change a floating-point sum: every sum is owned by one thread, or its parts
 // are fixed by the shape and combined in a fixed order.
