@@ -50,6 +50,22 @@ def test_attention_factor_of_published_contexts(scale: float, original: int, exp
     assert longrope_attention_factor(scale, original) == expected
 
 
+def test_each_list_may_have_its_own_attention_factor():
+    lists = [1.0] * 4
+    rope = RotaryEmbedding(
+        theta=10000.0,
+        rotary_dim=8,
+        short_factor=lists,
+        long_factor=lists,
+        original_max_position_embeddings=32,
+        attention_factor=1.25,
+        long_attention_factor=1.5,
+    )
+    assert [rope.regime(n) for n in (32, 33)] == [0, 1]
+    short, long = one_sequence(rope, positions(7), 32), one_sequence(rope, positions(7), 33)
+    np.testing.assert_allclose(long, short * 1.2, rtol=1e-6)
+
+
 def test_rows_hold_cosines_then_sines_times_the_attention_factor():
     rope = RotaryEmbedding(theta=10000.0, rotary_dim=8, attention_factor=1.25)
     row = one_sequence(rope, positions(7), 8)[0]

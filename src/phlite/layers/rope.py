@@ -66,6 +66,9 @@ class RotaryEmbedding:
 
     Regime 0 uses the short factors (or none), regime 1 the long ones: every position of a sequence of more than
     original_max_position_embeddings tokens. Without factors, or with equal lists, there is regime 0 only.
+
+    attention_factor:      m, multiplies cosines and sines
+    long_attention_factor: the same for regime 1; None: attention_factor
     """
 
     def __init__(
@@ -77,13 +80,16 @@ class RotaryEmbedding:
         long_factor: Sequence[float] | None = None,
         original_max_position_embeddings: int = 0,
         attention_factor: float = 1.0,
+        long_attention_factor: float | None = None,
     ) -> None:
         self._switch_len = original_max_position_embeddings
-        lists = [short_factor]
-        if long_factor is not None and (short_factor is None or tuple(long_factor) != tuple(short_factor)):
-            lists.append(long_factor)
+        regimes = [(None if short_factor is None else tuple(short_factor), attention_factor)]
+        if long_factor is not None:
+            of_long = attention_factor if long_attention_factor is None else long_attention_factor
+            regimes.append((tuple(long_factor), of_long))
         self._tables = [
-            RotaryTable(inverse_frequencies(theta, rotary_dim, factors), attention_factor) for factors in lists
+            RotaryTable(inverse_frequencies(theta, rotary_dim, factors), factor)
+            for factors, factor in dict.fromkeys(regimes)  # equal ones are one table
         ]
 
     def regime(self, seq_len: int) -> int:
