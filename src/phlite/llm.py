@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, TypeGuard, cast, overload
 
 import numpy as np
@@ -25,6 +25,7 @@ from phlite.models.base import CausalLM
 from phlite.recommended import recommended_params
 
 if TYPE_CHECKING:
+    from phlite.perplexity import Perplexity
     from phlite.tokenizer import ChatTemplate, Tokenizer
 
 __all__ = ["LLM", "Message", "load"]
@@ -299,6 +300,38 @@ class LLM:
         """`chat_stream` for `async for`; to be called inside a running event loop."""
         params = self.merged(params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
         return self.astart(self.chat_ids(messages), params, continues_text=False)
+
+    def perplexity(
+        self,
+        text: str | PromptIds,
+        *,
+        n_ctx: int = 512,
+        stride: int | None = None,
+        max_windows: int | None = None,
+        on_progress: Callable[[Perplexity], object] | None = None,
+    ) -> Perplexity:
+        """Measure how well the model predicts a text; `phlite.perplexity` says what is computed. Lower is better.
+
+        text:        or its token ids; special tokens spelt in a text are plain text
+        n_ctx:       tokens of a window
+        stride:      None: windows side by side, their second halves scored; else windows begin every `stride` tokens,
+                     and the last `stride` tokens of each are scored
+        max_windows: score only so many, from the text's beginning
+        on_progress: called with the figure so far after each forward pass that ended some windows
+        raises:      RequestError for a text shorter than two windows, or a number out of range
+        """
+        from phlite.perplexity import cut_windows, score_windows
+
+        if n_ctx > self.engine.model.config.max_position_embeddings:
+            longest = self.engine.model.config.max_position_embeddings
+            raise RequestError(f"n_ctx: got {n_ctx}, expected at most {longest}, the model's longest context")
+        bos_id = self.tokenizer.bos_id if self.tokenizer.adds_bos else None
+        windows = cut_windows(self.prompt_ids(text), n_ctx=n_ctx, stride=stride, bos_id=bos_id, max_windows=max_windows)
+        figures = score_windows(self.engine.model, windows, kv_type=self.engine.kv_type, lead=self.shared.lead)
+        for figure in figures:
+            if on_progress is not None:
+                on_progress(figure)
+        return figure
 
     def merged(
         self,

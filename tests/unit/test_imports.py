@@ -22,6 +22,7 @@ ORDER = [
     "backends",
     "llm",
     "completion",
+    "perplexity",
     "recommended",
     "engine",
     "models",

@@ -28,6 +28,7 @@ COMMANDS = {
     "rm": "delete a downloaded model",
     "tokenize": "show how a model reads a text",
     "bench": "measure the speed of a model on this machine",
+    "perplexity": "measure how well a model predicts a text",
     "doctor": "check this installation and machine",
     "completion": "print a shell completion script",
 }

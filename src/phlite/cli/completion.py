@@ -44,7 +44,7 @@ complete -c phlite -a '(__phlite_words)'
 """
 
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
-COMMANDS_WITH_NAMES = ("run", "pull", "show", "rm", "tokenize", "bench")
+COMMANDS_WITH_NAMES = ("run", "pull", "show", "rm", "tokenize", "bench", "perplexity")
 
 
 def add_arguments(parser: Parser) -> None:

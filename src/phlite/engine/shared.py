@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from phlite.engine.engine import Engine
 from phlite.engine.params import SamplingParams
@@ -99,6 +100,21 @@ class SharedEngine:
         except BaseException:
             self.retire(me)
             raise
+
+    @contextmanager
+    def lead(self) -> Iterator[None]:
+        """Keep every other caller from the model while the body uses it beside the engine."""
+        me = threading.get_ident()
+        with self.condition:
+            led_before = self.leader == me
+            while self.leader not in (None, me):
+                self.condition.wait()
+            self.leader = me
+        try:
+            yield
+        finally:
+            if not led_before:
+                self.retire(me)
 
     def drive(self) -> None:
         """Lead steps while any sequence has a listener. The driver thread's whole life."""
