@@ -3,9 +3,11 @@
 
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -32,9 +34,46 @@ void check_shape(const char* what, size_t a, size_t b, int64_t want_a, int64_t w
                                 shape_text(size_t(want_a), size_t(want_b)));
 }
 
+Activation activation_of(const std::string& name, std::optional<float> gegelu_limit) {
+  Activation activation;
+  if (name == "none")
+    activation = Activation::none;
+  else if (name == "swiglu")
+    activation = Activation::swiglu;
+  else if (name == "gelu_tanh")
+    activation = Activation::gelu_tanh;
+  else if (name == "gegelu")
+    activation = Activation::gegelu;
+  else
+    throw std::invalid_argument("activation '" + name.substr(0, 40) +
+                                "', expected 'none', 'swiglu', 'gelu_tanh' or 'gegelu'");
+  if (gegelu_limit && activation != Activation::gegelu)
+    throw std::invalid_argument("gegelu_limit is given with activation '" + name + "', which has no limit");
+  if (gegelu_limit && !(*gegelu_limit > 0)) throw std::invalid_argument("gegelu_limit must be above 0");
+  return activation;
+}
+
+Norm norm_of(const In1& weight, const std::optional<In1>& bias, float eps, int64_t n_cols) {
+  check_shape("norm_weight", 1, weight.shape(0), 1, n_cols);
+  if (bias) check_shape("norm_bias", 1, bias->shape(0), 1, n_cols);
+  return {weight.data(), bias ? bias->data() : nullptr, eps};
+}
+
+void run_norm(const In2& x, const In1& weight, float eps, const std::optional<In1>& bias, const Out2& out,
+              ThreadPool* pool) {
+  const int64_t n_rows = static_cast<int64_t>(x.shape(0)), n_cols = static_cast<int64_t>(x.shape(1));
+  if (n_cols == 0) throw std::invalid_argument("x has no columns");
+  check_shape("out", out.shape(0), out.shape(1), n_rows, n_cols);
+  const Norm n = norm_of(weight, bias, eps, n_cols);
+  if (n_rows == 0) return;
+  nb::gil_scoped_release release;
+  norm(n, x.data(), n_rows, n_cols, out.data(), pool);
+}
+
 void run_linear(const PackedMatrix& w, const In2& x, const Out2& out, ThreadPool& pool,
                 const std::optional<In1>& norm_weight, float eps, const std::optional<In2>& residual,
-                const std::optional<Rows>& rows) {
+                const std::optional<Rows>& rows, const std::optional<In1>& norm_bias, const std::optional<In1>& bias,
+                const std::optional<In2>& addend) {
   LinearArgs a;
   a.x = x.data();
   a.n_x_rows = static_cast<int64_t>(x.shape(0));
@@ -50,10 +89,15 @@ void run_linear(const PackedMatrix& w, const In2& x, const Out2& out, ThreadPool
   }
   check_shape("out", out.shape(0), out.shape(1), a.n_rows, w.n_outputs());
   a.out = out.data();
-  if (norm_weight) {
-    check_shape("norm_weight", 1, norm_weight->shape(0), 1, w.n_cols());
-    a.norm_weight = norm_weight->data();
-    a.eps = eps;
+  if (norm_weight) a.norm = norm_of(*norm_weight, norm_bias, eps, w.n_cols());
+  if (norm_bias && !norm_weight) throw std::invalid_argument("norm_bias is given without norm_weight");
+  if (bias) {
+    check_shape("bias", 1, bias->shape(0), 1, w.n_rows());
+    a.bias = bias->data();
+  }
+  if (addend) {
+    check_shape("addend", addend->shape(0), addend->shape(1), a.n_rows, w.n_rows());
+    a.addend = addend->data();
   }
   if (residual) {
     check_shape("residual", residual->shape(0), residual->shape(1), a.n_rows, w.n_outputs());
@@ -70,22 +114,27 @@ void bind_matmul(nb::module_& m) {
   nb::class_<PackedMatrix>(m, "PackedMatrix", "A weight matrix repacked into tiles of sixteen rows.")
       .def(
           "__init__",
-          [](PackedMatrix* self, const std::vector<std::tuple<Bytes, int, int64_t>>& parts, int64_t n_cols, bool swiglu,
-             bool release_source, ThreadPool& pool) {
+          [](PackedMatrix* self, const std::vector<std::tuple<Bytes, int, int64_t>>& parts, int64_t n_cols,
+             const std::string& activation, std::optional<float> gegelu_limit, bool release_source, ThreadPool& pool) {
+            const Activation kind = activation_of(activation, gegelu_limit);
+            const float limit = gegelu_limit.value_or(std::numeric_limits<float>::infinity());
             std::vector<MatrixPart> list;
             for (const auto& [data, type, n_rows] : parts)
               list.push_back({data.data(), static_cast<int64_t>(data.size()), type, n_rows});
             nb::gil_scoped_release release;
-            new (self) PackedMatrix(list, n_cols, swiglu, release_source, pool);
+            new (self) PackedMatrix(list, n_cols, kind, limit, release_source, pool);
           },
-          "parts"_a, "n_cols"_a, "swiglu"_a, "release_source"_a, "pool"_a)
+          "parts"_a, "n_cols"_a, "activation"_a, "gegelu_limit"_a.none(), "release_source"_a, "pool"_a)
       .def_prop_ro("n_rows", &PackedMatrix::n_rows)
       .def_prop_ro("n_cols", &PackedMatrix::n_cols)
       .def_prop_ro("n_outputs", &PackedMatrix::n_outputs)
       .def_prop_ro("n_bytes", &PackedMatrix::n_bytes);
   m.def("linear", &run_linear, "w"_a, "x"_a.noconvert(), "out"_a.noconvert(), "pool"_a,
         "norm_weight"_a.noconvert() = nb::none(), "eps"_a = 0.0f, "residual"_a.noconvert() = nb::none(),
-        "rows"_a.noconvert() = nb::none());
+        "rows"_a.noconvert() = nb::none(), "norm_bias"_a.noconvert() = nb::none(), "bias"_a.noconvert() = nb::none(),
+        "addend"_a.noconvert() = nb::none());
+  m.def("norm", &run_norm, "x"_a.noconvert(), "weight"_a.noconvert(), "eps"_a, "bias"_a.noconvert().none(),
+        "out"_a.noconvert(), "pool"_a.none());
 }
 
 }  // namespace phlite

@@ -20,9 +20,9 @@ int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 }  // namespace
 
-PackedMatrix::PackedMatrix(const std::vector<MatrixPart>& parts, int64_t n_cols, bool swiglu, bool release_source,
-                           ThreadPool& pool)
-    : n_cols_(n_cols), swiglu_(swiglu) {
+PackedMatrix::PackedMatrix(const std::vector<MatrixPart>& parts, int64_t n_cols, Activation activation,
+                           float gegelu_limit, bool release_source, ThreadPool& pool)
+    : n_cols_(n_cols), activation_(activation), gegelu_limit_(gegelu_limit) {
   for (const MatrixPart& p : parts) {
     const int format = packed_format_index(p.ggml_type);
     if (format < 0) throw std::invalid_argument("block format " + std::to_string(p.ggml_type) + " is not supported");
@@ -37,10 +37,10 @@ PackedMatrix::PackedMatrix(const std::vector<MatrixPart>& parts, int64_t n_cols,
     n_rows_ += p.n_rows;
     needs_[static_cast<int>(f.activations)] = true;
   }
-  if (n_rows_ == 0 || (swiglu && n_rows_ % 2))
+  if (n_rows_ == 0 || (gated() && n_rows_ % 2))
     throw std::invalid_argument("a gate and up matrix needs an even number of rows");
 
-  // Source rows in the order of the output: for swiglu, tiles of gate and up rows alternate.
+  // Source rows in the order of the output: of a gated matrix, tiles of gate and up rows alternate.
   struct Source {
     const uint8_t* rows[kTileRows];
   };
@@ -50,17 +50,18 @@ PackedMatrix::PackedMatrix(const std::vector<MatrixPart>& parts, int64_t n_cols,
     while (row >= parts[part].n_rows) row -= parts[part++].n_rows;
     return row;
   };
-  const auto add_tile = [&](int64_t row, int64_t limit, int64_t out_col, int64_t offset) {
+  const auto add_tile = [&](int64_t out_col, int half, int64_t offset) {
     Source s{};
     Tile t{offset, static_cast<int32_t>(out_col), 0, 0};
+    const auto [first, stride] = source_rows(out_col, half);
     int first_part = 0;
-    find(row, first_part);
+    find(first, first_part);
     t.format = static_cast<int16_t>(packed_format_index(parts[first_part].ggml_type));
     const PackedFormat& f = packed_format(t.format);
     const int64_t row_bytes = n_cols_ / f.block_cols * f.block_bytes;
-    for (int r = 0; r < kTileRows && row + r < limit; ++r) {
+    for (int r = 0; r < kTileRows && out_col + r < n_outputs(); ++r) {
       int part = 0;
-      const int64_t at = find(row + r, part);
+      const int64_t at = find(first + r * stride, part);
       if (part != first_part) break;  // a tile has one format: a new part begins a new tile
       s.rows[r] = parts[part].data + at * row_bytes;
       ++t.n_valid;
@@ -70,16 +71,15 @@ PackedMatrix::PackedMatrix(const std::vector<MatrixPart>& parts, int64_t n_cols,
     return std::pair<int64_t, int64_t>{t.n_valid, tile_bytes(f, n_cols_)};
   };
   int64_t offset = 0;
-  const int64_t half = n_rows_ / 2;
-  for (int64_t row = 0; row < n_outputs();) {
-    const auto [n, bytes] = add_tile(row, n_outputs(), row, offset);
+  for (int64_t out_col = 0; out_col < n_outputs();) {
+    const auto [n, bytes] = add_tile(out_col, 0, offset);
     offset += bytes;
-    if (swiglu) {
-      const auto [n_up, up_bytes] = add_tile(half + row, n_rows_, row, offset);
+    if (gated()) {
+      const auto [n_up, up_bytes] = add_tile(out_col, 1, offset);
       offset += up_bytes;
       if (n_up != n) throw std::invalid_argument("gate and up rows are split in different places");
     }
-    row += n;
+    out_col += n;
   }
 
   storage_ = LargeBuffer(static_cast<size_t>(offset));
@@ -121,6 +121,13 @@ struct Workspace {
   }
 };
 
+void norm_row(const MatmulKernels& kernels, const Norm& norm, const float* x, int64_t n, float* y) {
+  if (norm.bias)
+    kernels.layer_norm_row(x, norm.weight, norm.bias, norm.eps, n, y);
+  else
+    kernels.rms_norm_row(x, norm.weight, norm.eps, n, y);
+}
+
 struct Job {
   const LinearArgs& args;
   const PackedMatrix& w;
@@ -131,8 +138,8 @@ struct Job {
   // Row r of the activations: norm into `row` (float32[K]), then every kind that the matrix needs.
   void prepare_row(int64_t r, Workspace (&ws)[2], float* row) const {
     const float* x = source_row(r);
-    if (args.norm_weight) {
-      kernels.rms_norm_row(x, args.norm_weight, args.eps, w.n_cols(), row);
+    if (args.norm.weight) {
+      norm_row(kernels, args.norm, x, w.n_cols(), row);
       x = row;
     } else if (w.needs(ActivationKind::f32) && x != row) {
       std::memcpy(row, x, static_cast<size_t>(w.n_cols()) * 4);
@@ -150,14 +157,37 @@ struct Job {
     kernels.tile[tile.format]({w.storage() + tile.offset, &act, row, n, out});
   }
 
-  // Rows [row, row + n) of tile i (of tiles i and i + 1, a gate and its up rows, for swiglu).
+  // Adds bias and addend to the product of rows [row, row + n) with a tile, the gate (half 0) or up (half 1) rows of a
+  // gated matrix.
+  void add_terms(const PackedMatrix::Tile& tile, int half, int64_t row, int64_t n, float* product) const {
+    if (!args.bias && !args.addend) return;
+    const auto [first, stride] = w.source_rows(tile.out_col, half);
+    for (int64_t m = 0; m < n; ++m) {
+      float* p = product + m * kTileRows;
+      if (args.bias)
+        for (int c = 0; c < tile.n_valid; ++c) p[c] += args.bias[first + c * stride];
+      if (args.addend) {
+        const float* addend = args.addend + (row + m) * w.n_rows();
+        for (int c = 0; c < tile.n_valid; ++c) p[c] += addend[first + c * stride];
+      }
+    }
+  }
+
+  // Rows [row, row + n) of tile i (of tiles i and i + 1, a gate and its up rows, when gated).
   void multiply_tile(int64_t i, int64_t row, int64_t n, const Workspace (&ws)[2], float* product, float* up) const {
     const PackedMatrix::Tile& tile = w.tiles()[i];
     const int64_t ld = w.n_outputs();
     multiply(tile, row, n, ws, product);
-    if (w.swiglu()) {
+    add_terms(tile, 0, row, n, product);
+    if (w.gated()) {
       multiply(w.tiles()[i + 1], row, n, ws, up);
-      kernels.swiglu(product, up, n * kTileRows, product);
+      add_terms(w.tiles()[i + 1], 1, row, n, up);
+      if (w.activation() == Activation::swiglu)
+        kernels.swiglu(product, up, n * kTileRows, product);
+      else
+        kernels.gegelu(product, up, w.gegelu_limit(), n * kTileRows, product);
+    } else if (w.activation() == Activation::gelu_tanh) {
+      kernels.gelu_tanh(product, n * kTileRows, product);
     }
     for (int64_t m = 0; m < n; ++m) {
       float* out = args.out + (row + m) * ld + tile.out_col;
@@ -184,7 +214,7 @@ int64_t rows_per_pass(int64_t n_rows, int64_t n_cols) {
 void linear(const LinearArgs& args, const PackedMatrix& w, ThreadPool& pool) {
   const Job job{args, w, matmul_kernels()};
   const int64_t n_tiles = static_cast<int64_t>(w.tiles().size());
-  const int64_t step = w.swiglu() ? 2 : 1;
+  const int64_t step = w.gated() ? 2 : 1;
   const int64_t chunk = std::clamp<int64_t>(n_tiles / (pool.size() * 4) / step * step, step, kChunkTiles);
   const int64_t pass = rows_per_pass(args.n_rows, w.n_cols());
   const bool shared = args.n_rows > 1;
@@ -225,6 +255,15 @@ void linear(const LinearArgs& args, const PackedMatrix& w, ThreadPool& pool) {
           job.multiply_tile(i, row, std::min(pass, args.n_rows - row), ws, product, up);
     }
   });
+}
+
+void norm(const Norm& norm, const float* x, int64_t n_rows, int64_t n_cols, float* out, ThreadPool* pool) {
+  const MatmulKernels& kernels = matmul_kernels();
+  const auto rows = [&](int64_t first, int64_t last) {
+    for (int64_t r = first; r < last; ++r) norm_row(kernels, norm, x + r * n_cols, n_cols, out + r * n_cols);
+  };
+  if (!pool || n_rows == 1) return rows(0, n_rows);
+  pool->run([&](int idx, int n_threads) { rows(n_rows * idx / n_threads, n_rows * (idx + 1) / n_threads); });
 }
 
 const MatmulKernels& matmul_kernels() {

@@ -18,18 +18,29 @@ struct MatrixPart {
   int64_t n_rows;
 };
 
+// What becomes of the product. Of a gated one, gate and up rows make one output: n_outputs is half of n_rows.
+enum class Activation {
+  none,
+  swiglu,     // silu(gate) * up, rows [gate; up]
+  gelu_tanh,  // 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
+  gegelu,     // gelu(gate) * (up + 1), both clamped, rows gate 0, up 0, gate 1, up 1, ...
+};
+
 class PackedMatrix {
  public:
-  // Packs the stacked rows of `parts`, in parallel over tiles. With `swiglu` the rows are [gate; up], gate and up tiles
-  // alternate, and the product is silu(gate) * up with half as many columns. With `release_source` the pages of a
-  // mapped file are dropped from memory as soon as they have been packed. Throws std::invalid_argument on bad shapes.
-  PackedMatrix(const std::vector<MatrixPart>& parts, int64_t n_cols, bool swiglu, bool release_source,
-               ThreadPool& pool);
+  // Packs the stacked rows of `parts`, in parallel over tiles. Of a gated matrix, tiles of gate rows and of up rows
+  // alternate, in whatever order the rows come. `gegelu_limit` clamps gegelu's inputs; infinity: not at all. With
+  // `release_source` the pages of a mapped file are dropped from memory as soon as they have been packed. Throws
+  // std::invalid_argument on bad shapes.
+  PackedMatrix(const std::vector<MatrixPart>& parts, int64_t n_cols, Activation activation, float gegelu_limit,
+               bool release_source, ThreadPool& pool);
 
   int64_t n_rows() const { return n_rows_; }
   int64_t n_cols() const { return n_cols_; }
-  int64_t n_outputs() const { return swiglu_ ? n_rows_ / 2 : n_rows_; }
-  bool swiglu() const { return swiglu_; }
+  int64_t n_outputs() const { return gated() ? n_rows_ / 2 : n_rows_; }
+  Activation activation() const { return activation_; }
+  bool gated() const { return activation_ == Activation::swiglu || activation_ == Activation::gegelu; }
+  float gegelu_limit() const { return gegelu_limit_; }
   int64_t n_bytes() const { return static_cast<int64_t>(storage_.size()); }
 
   struct Tile {
@@ -39,29 +50,53 @@ class PackedMatrix {
     int16_t format;   // index of its PackedFormat
   };
   const std::vector<Tile>& tiles() const { return tiles_; }
+
+  // Rows of the matrix, in the order given, that meet in a tile: first + lane * stride.
+  struct SourceRows {
+    int64_t first;
+    int64_t stride;
+  };
+  // For the outputs from out_col: the rows themselves, or for half 0 and 1 of a gated matrix their gate and up rows.
+  SourceRows source_rows(int64_t out_col, int half) const {
+    if (activation_ == Activation::gegelu) return {2 * out_col + half, 2};
+    return {half * (n_rows_ / 2) + out_col, 1};
+  }
   const uint8_t* storage() const { return storage_.data(); }
   bool needs(ActivationKind kind) const { return needs_[static_cast<int>(kind)]; }
 
  private:
   int64_t n_rows_ = 0, n_cols_ = 0;
-  bool swiglu_ = false;
+  Activation activation_ = Activation::none;
+  float gegelu_limit_ = 0;
   bool needs_[3] = {false, false, false};
   std::vector<Tile> tiles_;
   LargeBuffer storage_;
 };
 
+// RMS norm, or LayerNorm where there is a bias.
+struct Norm {
+  const float* weight = nullptr;  // float32[K]; null: no norm
+  const float* bias = nullptr;    // float32[K]
+  float eps = 0;
+};
+
 struct LinearArgs {
   const float* x = nullptr;  // float32[n_x_rows, K]
   int64_t n_x_rows = 0;
-  const int32_t* rows = nullptr;       // which rows of x, or all when null
-  int64_t n_rows = 0;                  // rows of the result
-  const float* norm_weight = nullptr;  // float32[K]: RMS norm of x before the product
-  float eps = 0;
-  const float* residual = nullptr;  // float32[n_rows, N]: added to the product; may be `out`
+  const int32_t* rows = nullptr;    // which rows of x, or all when null
+  int64_t n_rows = 0;               // rows of the result
+  Norm norm;                        // of x, before the product
+  const float* bias = nullptr;      // float32[w.n_rows()]: added to the product before the activation
+  const float* addend = nullptr;    // float32[n_rows, w.n_rows()]: likewise, of each row its own
+  const float* residual = nullptr;  // float32[n_rows, N]: added after the activation; may be `out`
   float* out = nullptr;             // float32[n_rows, N]
 };
 
-// out = residual + W norm(x), or silu(gate) * up of it. One parallel region.
+// out = residual + activation(W norm(x) + bias + addend). One parallel region.
 void linear(const LinearArgs& args, const PackedMatrix& w, ThreadPool& pool);
+
+// out[n_rows, n_cols] = norm(x), the same bits that `linear` multiplies. Threads share the rows; null: this thread
+// alone.
+void norm(const Norm& norm, const float* x, int64_t n_rows, int64_t n_cols, float* out, ThreadPool* pool);
 
 }  // namespace phlite

@@ -1,4 +1,4 @@
-// Part of tile_kernels.inl: rows of activations: norm, quantisation, SwiGLU.
+// Part of tile_kernels.inl: rows of activations: norms, quantisation, activation functions.
 
 // Sixteen partial sums, folded by halves: the same order for every number of lanes.
 template <class V>
@@ -33,6 +33,39 @@ void rms_norm_row(const float* x, const float* weight, float eps, int64_t n, flo
   for (int64_t k = 0; k < whole; k += V::lanes)
     V::store_f(y + k, V::mul_f(V::mul_f(V::load_f(x + k), V::set1_f(scale)), V::load_f(weight + k)));
   for (int64_t k = whole; k < n; ++k) y[k] = x[k] * scale * weight[k];
+}
+
+// The mean first, then the squares of the distances from it, which keeps their digits where the mean is large.
+template <class V>
+void layer_norm_row(const float* x, const float* weight, const float* bias, float eps, int64_t n, float* y) noexcept {
+  constexpr int kVectors = kTileRows / V::lanes;
+  const int64_t whole = n / kTileRows * kTileRows;
+  typename V::F sum[kVectors], squares[kVectors];
+  for (int i = 0; i < kVectors; ++i) sum[i] = squares[i] = V::zero_f();
+  float tail[kTileRows] = {};  // the columns after the last sixteen; lanes without one add zero
+  for (int64_t k = whole; k < n; ++k) tail[k - whole] = x[k];
+  for (int64_t k = 0; k < whole; k += kTileRows)
+    for (int i = 0; i < kVectors; ++i) sum[i] = V::add_f(sum[i], V::load_f(x + k + i * V::lanes));
+  for (int i = 0; i < kVectors; ++i) sum[i] = V::add_f(sum[i], V::load_f(tail + i * V::lanes));
+  const float mean = sum_sixteen<V>(sum) / static_cast<float>(n);
+
+  for (int64_t k = whole; k < n; ++k) tail[k - whole] = x[k] - mean;
+  for (int64_t k = 0; k < whole; k += kTileRows)
+    for (int i = 0; i < kVectors; ++i) {
+      const typename V::F d = V::sub_f(V::load_f(x + k + i * V::lanes), V::set1_f(mean));
+      squares[i] = V::fma(d, d, squares[i]);
+    }
+  for (int i = 0; i < kVectors; ++i) {
+    const typename V::F d = V::load_f(tail + i * V::lanes);
+    squares[i] = V::fma(d, d, squares[i]);
+  }
+  const float scale = 1.0f / std::sqrt(sum_sixteen<V>(squares) / static_cast<float>(n) + eps);
+
+  for (int64_t k = 0; k < whole; k += V::lanes) {
+    const typename V::F d = V::sub_f(V::load_f(x + k), V::set1_f(mean));
+    V::store_f(y + k, V::fma(V::mul_f(d, V::set1_f(scale)), V::load_f(weight + k), V::load_f(bias + k)));
+  }
+  for (int64_t k = whole; k < n; ++k) y[k] = std::fma((x[k] - mean) * scale, weight[k], bias[k]);
 }
 
 // Largest magnitude of n (a multiple of 32) values as bits: a NaN is above infinity, infinity above every number.
@@ -108,11 +141,46 @@ INLINE typename V::F exp_f(typename V::F x) {
   return V::as_f(V::add(V::as_i(p), V::template shift<23>(n)));
 }
 
+// x times the logistic function of z, given -z: x / (1 + exp(-z)). Relative error below (|dz| + 2^-22 + 2^-23), dz
+// being the error of z; from |z| = 87 on below exp(-86) |x|.
+template <class V>
+INLINE typename V::F times_logistic(typename V::F x, typename V::F minus_z) {
+  return V::div_f(x, V::add_f(exp_f<V>(minus_z), V::set1_f(1.0f)));
+}
+
+// In all three n is a multiple of sixteen, and `out` may be an input.
 template <class V>
 void swiglu(const float* gate, const float* up, int64_t n, float* out) noexcept {
-  for (int64_t k = 0; k < n; k += V::lanes) {  // n is a multiple of sixteen
+  for (int64_t k = 0; k < n; k += V::lanes) {
     const typename V::F g = V::load_f(gate + k);
-    const typename V::F e = exp_f<V>(V::sub_f(V::zero_f(), g));
-    V::store_f(out + k, V::mul_f(V::div_f(g, V::add_f(e, V::set1_f(1.0f))), V::load_f(up + k)));
+    V::store_f(out + k, V::mul_f(times_logistic<V>(g, V::sub_f(V::zero_f(), g)), V::load_f(up + k)));
+  }
+}
+
+// (1 + tanh(u)) / 2 is the logistic function of 2u, which does not cancel where x is negative.
+template <class V>
+void gelu_tanh(const float* x, int64_t n, float* out) noexcept {
+  constexpr float kTwoSqrtTwoOverPi = 1.59576912f, kCubic = 0.0713548163f;  // the second one times 0.044715
+  for (int64_t k = 0; k < n; k += V::lanes) {
+    const typename V::F v = V::load_f(x + k);
+    const typename V::F per_x = V::fma(V::mul_f(v, v), V::set1_f(-kCubic), V::set1_f(-kTwoSqrtTwoOverPi));
+    V::store_f(out + k, times_logistic<V>(v, V::mul_f(v, per_x)));
+  }
+}
+
+// min(v, limit), except that NaN and infinities become NaN (v - v) instead of an innocent number.
+template <class V>
+INLINE typename V::F at_most(typename V::F v, float limit) {
+  return V::add_f(V::min_f(v, V::set1_f(limit)), V::sub_f(v, v));
+}
+
+template <class V>
+void gegelu(const float* gate, const float* up, float limit, int64_t n, float* out) noexcept {
+  for (int64_t k = 0; k < n; k += V::lanes) {
+    const typename V::F g = at_most<V>(V::load_f(gate + k), limit);
+    const typename V::F u = V::load_f(up + k);
+    const typename V::F linear = V::add_f(V::max_f(at_most<V>(u, limit), V::set1_f(-limit)), V::sub_f(u, u));
+    const typename V::F gelu = times_logistic<V>(g, V::mul_f(g, V::set1_f(-1.702f)));
+    V::store_f(out + k, V::mul_f(gelu, V::add_f(linear, V::set1_f(1.0f))));
   }
 }

@@ -114,6 +114,9 @@ MatmulKernels build_kernels() {
   t.max_rows = V::kMaxRows;
   t.quantize_row = &quantize_row<V>;
   t.rms_norm_row = &rms_norm_row<V>;
+  t.layer_norm_row = &layer_norm_row<V>;
   t.swiglu = &swiglu<V>;
+  t.gelu_tanh = &gelu_tanh<V>;
+  t.gegelu = &gegelu<V>;
   return t;
 }

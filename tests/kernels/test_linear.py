@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from kernels.matrix_case import at_page_end, floats_at_page_end, random_matrix
 
 from phlite import ops
 from phlite.errors import ShapeError
@@ -29,26 +29,6 @@ def _best_isa_again() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def pool() -> ops.ThreadPool:
     return ops.ThreadPool(2)
-
-
-def random_matrix(ggml_type: GGMLType, n_rows: int, n_cols: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes uint8[n] and values float32[n_rows, n_cols]: any codes and packed scales, float16 scales around 0.01."""
-    rng = np.random.default_rng(seed)
-    elements, n_bytes = BLOCK_SIZES[ggml_type]
-    n_blocks = n_rows * n_cols // elements
-    if ggml_type is GGMLType.F32:
-        data = rng.standard_normal(n_blocks, np.float32).view(np.uint8)
-    elif ggml_type is GGMLType.F16:
-        data = rng.standard_normal(n_blocks, np.float32).astype(np.float16).view(np.uint8)
-    elif ggml_type is GGMLType.BF16:
-        data = (rng.standard_normal(n_blocks, np.float32).view(np.uint32) >> 16).astype(np.uint16).view(np.uint8)
-    else:
-        data = rng.integers(0, 256, n_blocks * n_bytes, dtype=np.uint8)
-        blocks = data.view(reference_formats.BLOCK_DTYPES[ggml_type])
-        for name in ("d", "dmin", "m"):
-            if name in (blocks.dtype.names or ()):
-                blocks[name] = rng.uniform(-0.02, 0.02, n_blocks).astype(np.float16)
-    return data, reference_formats.dequantize(data, ggml_type, (n_rows, n_cols))
 
 
 def error_bound(x: np.ndarray, weights: np.ndarray, ggml_type: GGMLType) -> np.ndarray:
@@ -183,7 +163,7 @@ def test_swiglu_of_gate_and_up_rows(n_inner: int, isa: str, pool: ops.ThreadPool
     data, weights = random_matrix(GGMLType.F32, 2 * n_inner, 64)
     x = np.random.default_rng(10).standard_normal((13, 64), np.float32)
     x[0] *= 100  # gates far below and above zero: exp must neither overflow nor lose the sign
-    w = ops.pack_matrix([(data, GGMLType.F32, 2 * n_inner)], 64, swiglu=True, pool=pool)
+    w = ops.pack_matrix([(data, GGMLType.F32, 2 * n_inner)], 64, activation="swiglu", pool=pool)
     expected = reference.swiglu(x.astype(np.float64) @ weights.T.astype(np.float64))
     got = ops.linear(x, w, pool=pool)
     assert got.shape == (13, n_inner)
@@ -236,24 +216,9 @@ def test_nothing_past_the_last_byte_is_read(ggml_type: GGMLType, isa: str, pool:
     data, _ = random_matrix(ggml_type, 19, 256)
     x = np.random.default_rng(13).standard_normal((3, 256), np.float32)
     w = ops.pack_matrix([(at_page_end(data), ggml_type, 19)], 256, pool=pool)
-    guarded = at_page_end(x.view(np.uint8).reshape(-1)).view(np.float32).reshape(3, 256)
+    guarded = floats_at_page_end(x)
     expected = ops.linear(x, ops.pack_matrix([(data, ggml_type, 19)], 256, pool=pool), pool=pool)
     assert np.array_equal(ops.linear(guarded, w, pool=pool), expected)
-
-
-def at_page_end(data: np.ndarray) -> np.ndarray:
-    """A copy of uint8[n] whose last byte is the last of a page followed by a page without access."""
-    import ctypes
-
-    page = mmap.PAGESIZE
-    n_pages = -(-data.nbytes // page)
-    area = mmap.mmap(-1, (n_pages + 1) * page)
-    libc = ctypes.CDLL(None, use_errno=True)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(area))
-    assert libc.mprotect(ctypes.c_void_p(address + n_pages * page), page, 0) == 0
-    view = np.frombuffer(area, np.uint8)[n_pages * page - data.nbytes : n_pages * page]
-    view[:] = data
-    return view
 
 
 def test_wrong_shapes_and_dtypes_name_what_was_got(pool: ops.ThreadPool) -> None:
@@ -278,7 +243,7 @@ def test_matrices_that_do_not_fit_their_bytes_are_refused(pool: ops.ThreadPool) 
     with pytest.raises(ShapeError, match="block format 99"):
         ops.pack_matrix([(data, 99, 16)], 256, pool=pool)
     with pytest.raises(ShapeError, match="even number"):
-        ops.pack_matrix([(data[: 15 * 144], GGMLType.Q4_K, 15)], 256, swiglu=True, pool=pool)
+        ops.pack_matrix([(data[: 15 * 144], GGMLType.Q4_K, 15)], 256, activation="swiglu", pool=pool)
 
 
 def test_more_threads_than_cores_do_not_hang(pool: ops.ThreadPool) -> None:

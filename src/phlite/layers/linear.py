@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,35 +18,73 @@ I32 = NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """y = x Wᵀ, with an RMS norm of x before it and a residual added after it where they are given."""
+    """y = activation(x Wᵀ + bias), with a norm of x before it and a residual added after it where they are given.
+
+    weight: packed [N_pre, K] with its activation; N = N_pre, or N_pre / 2 where it is gated
+    bias:   float32[N_pre] in the order of the weight's rows, or None
+    """
 
     weight: ops.PackedMatrix
     pool: ops.ThreadPool
+    bias: F32 | None = None
 
-    def __call__(self, x: F32 | Normed, *, residual: F32 | None = None, rows: I32 | None = None) -> F32:
+    def __call__(
+        self, x: F32 | Normed, *, addend: F32 | None = None, residual: F32 | None = None, rows: I32 | None = None
+    ) -> F32:
         """Return float32[R, N].
 
         x:        float32[T, K], or its norm
-        residual: float32[R, N] added to the product
+        addend:   float32[R, N_pre] added to the product before the activation
+        residual: float32[R, N] added after it
         rows:     int32[R], rows of x to take; None: all, R = T
         """
-        if isinstance(x, Normed):
+        if not isinstance(x, Normed):
             return ops.linear(
-                x.x, self.weight, pool=self.pool, norm_weight=x.weight, eps=x.eps, residual=residual, rows=rows
+                x, self.weight, pool=self.pool, bias=self.bias, addend=addend, residual=residual, rows=rows
             )
-        return ops.linear(x, self.weight, pool=self.pool, residual=residual, rows=rows)
+        return ops.linear(
+            x.x,
+            self.weight,
+            pool=self.pool,
+            norm_weight=x.weight,
+            norm_bias=x.bias,
+            eps=x.eps,
+            bias=self.bias,
+            addend=addend,
+            residual=residual,
+            rows=rows,
+        )
 
 
 def build_linear(
-    weights: Weights, parts: Mapping[str, int | None], *, n_cols: int, pool: ops.ThreadPool, swiglu: bool = False
+    weights: Weights,
+    parts: Mapping[str, int | None],
+    *,
+    n_cols: int,
+    pool: ops.ThreadPool,
+    bias_parts: Sequence[str] | None = None,
+    activation: ops.Activation = "none",
+    gegelu_limit: float | None = None,
 ) -> Linear:
     """Pack the named tensors, stacked by rows in the order given, into one matrix.
 
-    parts:  tensor name -> number of rows it must have, None for any
-    swiglu: the rows are [gate; up] and the product returns silu(gate) · up
-    raises: ModelFileError where a tensor is missing or has another shape
+    parts:        tensor name -> number of rows it must have, None for any
+    bias_parts:   a vector for each of the parts, added to its product; None: no bias
+    activation:   what becomes of the product; see ops.Activation for the order of the rows
+    gegelu_limit: clamps the inputs of gegelu, None: not at all
+    raises:       ModelFileError where a tensor is missing or has another shape
     """
     tensors = [weights.matrix(name, n_rows=n_rows, n_cols=n_cols) for name, n_rows in parts.items()]
     stacked = [(tensor.data, tensor.type, tensor.shape[0]) for tensor in tensors]
-    packed = ops.pack_matrix(stacked, n_cols, swiglu=swiglu, pool=pool, release_source=weights.mapped)
-    return Linear(packed, pool)
+    packed = ops.pack_matrix(
+        stacked,
+        n_cols,
+        activation=activation,
+        gegelu_limit=gegelu_limit,
+        pool=pool,
+        release_source=weights.mapped,
+    )
+    if bias_parts is None:
+        return Linear(packed, pool)
+    biases = [weights.vector(name, t.shape[0]) for name, t in zip(bias_parts, tensors, strict=True)]
+    return Linear(packed, pool, np.concatenate(biases))

@@ -18,4 +18,4 @@ def build_gate_up(
     split = {f"{prefix}.gate_proj.weight": intermediate_size, f"{prefix}.up_proj.weight": intermediate_size}
     fused = {f"{prefix}.gate_up_proj.weight": 2 * intermediate_size}
     is_split = f"{prefix}.gate_proj.weight" in weights
-    return build_linear(weights, split if is_split else fused, n_cols=hidden_size, pool=pool, swiglu=True)
+    return build_linear(weights, split if is_split else fused, n_cols=hidden_size, pool=pool, activation="swiglu")

@@ -1,4 +1,4 @@
-"""Root mean square normalisation, applied inside the product that follows it."""
+"""Normalisation of hidden states, applied inside the product that follows it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ F32 = NDArray[np.float32]
 
 
 class Normed(NamedTuple):
-    """x / sqrt(mean(x²) + eps) · weight, not computed yet: the matrix product that takes it does so in one pass."""
+    """A norm of the rows of x, not computed yet: the matrix product that takes it does so in one pass.
+
+    x:    float32[T, E]
+    bias: float32[E] of a LayerNorm; None: an RMS norm
+    """
 
     x: F32
     weight: F32
     eps: float
+    bias: F32 | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RMSNorm:
-    """weight: float32[E]; eps: added to the mean square. Source: Zhang & Sennrich 2019, arXiv 1910.07467."""
+    """x / sqrt(mean(x²) + eps) · weight. weight: float32[E]. Source: Zhang & Sennrich 2019, arXiv 1910.07467."""
 
     weight: F32
     eps: float
@@ -29,3 +34,19 @@ class RMSNorm:
     def __call__(self, x: F32) -> Normed:
         """Return the norm of the rows of x, float32[T, E]."""
         return Normed(x, self.weight, self.eps)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """d / sqrt(mean(d²) + eps) · weight + bias, with d = x - mean(x). weight, bias: float32[E].
+
+    source: Ba, Kiros & Hinton 2016, arXiv 1607.06450
+    """
+
+    weight: F32
+    bias: F32
+    eps: float
+
+    def __call__(self, x: F32) -> Normed:
+        """Return the norm of the rows of x, float32[T, E]."""
+        return Normed(x, self.weight, self.eps, self.bias)

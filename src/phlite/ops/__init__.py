@@ -15,9 +15,10 @@ from phlite._native import (
 from phlite.ops.attention import AttentionBatch, KVCache, attention
 from phlite.ops.dequantize import dequantize, embedding
 from phlite.ops.isa import select_forced_isa, select_isa
-from phlite.ops.linear import PackedMatrix, ThreadPool, linear, pack_matrix
+from phlite.ops.linear import Activation, PackedMatrix, ThreadPool, linear, norm, pack_matrix
 
 __all__ = [
+    "Activation",
     "AttentionBatch",
     "KVCache",
     "PackedMatrix",
@@ -29,6 +30,7 @@ __all__ = [
     "linear",
     "measure_int8_peak",
     "measure_read_bandwidth",
+    "norm",
     "pack_matrix",
     "physical_core_count",
     "select_isa",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,29 +12,51 @@ from phlite import _native
 from phlite._native import PackedMatrix, ThreadPool
 from phlite.errors import ShapeError
 
-__all__ = ["MatrixPart", "PackedMatrix", "ThreadPool", "linear", "pack_matrix"]
+__all__ = ["Activation", "MatrixPart", "PackedMatrix", "ThreadPool", "linear", "norm", "pack_matrix"]
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 U8 = npt.NDArray[np.uint8]
 MatrixPart = tuple[U8, int, int]
 """Bytes of a tensor (uint8[n], file layout), its ggml type id, its number of rows."""
+Activation = Literal["none", "swiglu", "gelu_tanh", "gegelu"]
+"""What a matrix makes of its product y, float32[R, N_pre]; the gated ones halve its columns:
+
+none       y
+swiglu     silu(gate) · up of y = [gate, up], silu(z) = z / (1 + exp(-z))
+gelu_tanh  y / 2 · (1 + tanh(sqrt(2/π) (y + 0.044715 y³)))
+gegelu     g / (1 + exp(-1.702 g)) · (l + 1) of the even columns g and the odd columns l, g = min(g, limit),
+           l = clamp(l, -limit, limit); a value that is not finite makes the result not finite
+"""
 
 
 def pack_matrix(
-    parts: Sequence[MatrixPart], n_cols: int, *, pool: ThreadPool, swiglu: bool = False, release_source: bool = False
+    parts: Sequence[MatrixPart],
+    n_cols: int,
+    *,
+    pool: ThreadPool,
+    activation: Activation = "none",
+    gegelu_limit: float | None = None,
+    release_source: bool = False,
 ) -> PackedMatrix:
     """Repack the stacked rows of `parts` into tiles of sixteen rows for the kernels.
 
     parts:          tensors of `n_cols` columns in any block formats, stacked by rows (split q, k and v, say)
-    swiglu:         the rows are [gate; up] and `linear` returns silu(gate) * up, half as many columns
+    activation:     what `linear` makes of the product; the rows stay in the order of the file, [gate; up] for swiglu
+                    and gate 0, up 0, gate 1, ... for gegelu
+    gegelu_limit:   clamps gegelu's inputs, above 0; None: no limit
     release_source: the parts are views of a mapped file whose pages may leave memory once packed
     returns:        a matrix of sum(rows) x n_cols that takes as many bytes as its parts
-    raises:         ShapeError when rows, columns and bytes do not fit together or a format is unknown
+    raises:         ShapeError when rows, columns and bytes do not fit together, a format or an activation is unknown
     """
     try:
         return _native.PackedMatrix(
-            [(data, int(kind), rows) for data, kind, rows in parts], n_cols, swiglu, release_source, pool
+            [(data, int(kind), rows) for data, kind, rows in parts],
+            n_cols,
+            activation,
+            gegelu_limit,
+            release_source,
+            pool,
         )
     except ValueError as error:
         raise ShapeError(f"pack_matrix: {error}") from None
@@ -46,16 +69,21 @@ def linear(
     pool: ThreadPool,
     norm_weight: F32 | None = None,
     eps: float = 0.0,
+    norm_bias: F32 | None = None,
+    bias: F32 | None = None,
+    addend: F32 | None = None,
     residual: F32 | None = None,
     rows: I32 | None = None,
     out: F32 | None = None,
 ) -> F32:
-    """Return residual + W rms_norm(x), every part but W being optional.
+    """Return residual + activation(W norm(x) + bias + addend), every part but W being optional.
 
     x:           float32[T, K], C-contiguous
-    w:           packed [N, K]; [2F, K] with swiglu, then N below is F
-    norm_weight: float32[K]; x is replaced by x / sqrt(mean(x^2) + eps) * norm_weight
-    residual:    float32[R, N], added to the product
+    w:           packed [N_pre, K] with its activation; N = N_pre, or N_pre / 2 for swiglu and gegelu
+    norm_weight: float32[K]; x is replaced by `norm` of it, an RMS norm, or a LayerNorm with norm_bias float32[K]
+    bias:        float32[N_pre], added to every row of the product before the activation, in the order of W's rows
+    addend:      float32[R, N_pre], likewise, each row its own
+    residual:    float32[R, N], added last
     rows:        int32[R], rows of x that are wanted; all T rows when None
     out:         float32[R, N] to write to; may be `residual`
     returns:     float32[R, N]
@@ -66,11 +94,46 @@ def linear(
     if out is None:
         out = np.empty((len(x) if rows is None else len(rows), w.n_outputs), np.float32)
     try:
-        _native.linear(w, x, out, pool, norm_weight, eps, residual, rows)
+        _native.linear(w, x, out, pool, norm_weight, eps, residual, rows, norm_bias, bias, addend)
     except ValueError as error:
         raise ShapeError(f"linear: {error}") from None
     except TypeError:
-        given = {"x": x, "out": out, "norm_weight": norm_weight, "residual": residual, "rows": rows}
-        got = ", ".join(f"{k} {v.dtype}{list(v.shape)}" for k, v in given.items() if isinstance(v, np.ndarray))
+        got = _dtypes(
+            x=x,
+            out=out,
+            norm_weight=norm_weight,
+            norm_bias=norm_bias,
+            bias=bias,
+            addend=addend,
+            residual=residual,
+            rows=rows,
+        )
         raise ShapeError(f"linear: got {got}; expected C-contiguous float32 arrays and int32 rows") from None
     return out
+
+
+def norm(x: F32, weight: F32, eps: float, bias: F32 | None = None, *, pool: ThreadPool | None = None) -> F32:
+    """Return the RMS norm of the rows of x, or with a bias their LayerNorm: the bits that `linear` multiplies.
+
+    x:       float32[T, K], C-contiguous, K > 0
+    weight:  float32[K]
+    bias:    float32[K]; None: x / sqrt(mean(x²) + eps) · weight, else, with d = x - mean(x),
+             d / sqrt(mean(d²) + eps) · weight + bias
+    pool:    its threads share the rows; None: the calling thread alone
+    returns: float32[T, K], new array
+    raises:  ShapeError when a shape, dtype or layout differs
+    error:   csrc/matmul/kernels.h
+    """
+    out = np.empty_like(x)
+    try:
+        _native.norm(x, weight, eps, bias, out, pool)
+    except ValueError as error:
+        raise ShapeError(f"norm: {error}") from None
+    except TypeError:
+        got = _dtypes(x=x, weight=weight, bias=bias)
+        raise ShapeError(f"norm: got {got}; expected C-contiguous float32 arrays") from None
+    return out
+
+
+def _dtypes(**arrays: F32 | I32 | None) -> str:
+    return ", ".join(f"{k} {v.dtype}{list(v.shape)}" for k, v in arrays.items() if isinstance(v, np.ndarray))

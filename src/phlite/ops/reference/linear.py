@@ -1,4 +1,7 @@
-"""Norm, activation quantisation and matrix products in NumPy: float64 sums where the native code keeps float32 ones."""
+"""Norms, activation quantisation, matrix products and activation functions in NumPy.
+
+Sums are float64 where the native code keeps float32 ones.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numpy.typing as npt
 
 from phlite.gguf import BLOCK_SIZES, GGMLType
 
-__all__ = ["linear", "quantize_activations", "rms_norm", "swiglu"]
+__all__ = ["gegelu", "gelu_tanh", "layer_norm", "linear", "quantize_activations", "rms_norm", "swiglu"]
 
 F32: TypeAlias = npt.NDArray[np.float32]
 F64: TypeAlias = npt.NDArray[np.float64]
@@ -23,6 +26,16 @@ def rms_norm(x: F32, weight: F32, eps: float) -> F64:
     """
     wide = x.astype(np.float64)
     normed: F64 = wide / np.sqrt(np.mean(wide**2, axis=-1, keepdims=True) + eps) * weight
+    return normed
+
+
+def layer_norm(x: F32, weight: F32, bias: F32, eps: float) -> F64:
+    """Return (x - mean(x)) / sqrt(mean((x - mean(x))²) + eps) · weight + bias, float64[T, E].
+
+    source: Ba, Kiros & Hinton 2016, arXiv 1607.06450; the variance divides by E, as torch.nn.LayerNorm's does
+    """
+    centred = x.astype(np.float64) - x.mean(axis=-1, keepdims=True, dtype=np.float64)
+    normed: F64 = centred / np.sqrt(np.mean(centred**2, axis=-1, keepdims=True) + eps) * weight + bias
     return normed
 
 
@@ -62,3 +75,25 @@ def swiglu(gate_up: F64) -> F64:
     """Return silu(gate) · up of rows [gate, up], float64[T, 2F] -> float64[T, F]; silu(z) = z / (1 + exp(-z))."""
     gate, up = np.split(gate_up, 2, axis=-1)
     return gate * (0.5 + 0.5 * np.tanh(0.5 * gate)) * up  # the logistic function without its overflow
+
+
+def gelu_tanh(x: F64) -> F64:
+    """Return x / 2 · (1 + tanh(sqrt(2/π) (x + 0.044715 x³))), float64 of x's shape.
+
+    source: Hendrycks & Gimpel 2016, arXiv 1606.08415; transformers calls it gelu_new
+    """
+    result: F64 = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    return result
+
+
+def gegelu(gate_up: F64, limit: float) -> F64:
+    """Return g · sigmoid(1.702 g) · (l + 1) of the even columns g and the odd columns l, float64[T, 2F] -> [T, F].
+
+    limit:  g is at most this, l lies within plus and minus it; infinite values stay what they are
+    source: Phi-3-small's modeling_phi3_small.gegelu
+    """
+    gate, linear = gate_up[..., 0::2], gate_up[..., 1::2]
+    gate = np.where(np.isinf(gate), gate, np.minimum(gate, limit))
+    linear = np.where(np.isinf(linear), linear, np.clip(linear, -limit, limit))
+    result: F64 = gate * (0.5 + 0.5 * np.tanh(0.5 * 1.702 * gate)) * (linear + 1)
+    return result
