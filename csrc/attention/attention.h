@@ -20,8 +20,11 @@
 //   q8_0: the last chain is in integers: per tile and 32 dims, w[j] = p[j] * vscale[j], W[j] = w[j] * 32767 / max w to
 //   nearest, o = fma(float(exact int32 sum of W[j] v[j]), max w / 32767, o * 2^(m - m'))
 //   in segments of 512 absolute positions, each started afresh and merged in order: o = fma(o', a', o * a)
-// So the order of all sums depends on the position of the query, its window and D alone: not on threads, neighbours,
+// So the order of all sums depends on the position of the query, its mask and D alone: not on threads, neighbours,
 // chunks or the instruction set. Every kernel file gives the same bits as scalar.cpp.
+//
+// A block-sparse mask hides whole blocks from a row: they are skipped, neither read nor summed, as if they were not
+// there. A sparse block is a multiple of 64 positions, so a tile is either seen or not.
 //
 // Error against exact arithmetic on the stored K and V, eps = 2^-24: a score is off by at most
 // (D + 3) eps sum_d |q k| log2(e) softmax_scale, p by 2 ulp of 2^x, a sum over n keys by (n + 16) eps of sum p |v|.
@@ -63,6 +66,15 @@ struct Partial {
   float* o;  // [n_rows][o_stride], o_stride = D rounded up to 32
 };
 
+// Which blocks of keys each row sees: block b of `block` positions when it begins at or behind local[row], or when
+// b % stride == stripe[row].
+struct SparseRows {
+  int32_t block = 0;  // positions of a sparse block, a multiple of kBlock; 0: every block is seen
+  int32_t stride = 1;
+  const int32_t* local = nullptr;   // [n_rows] first position of the row's local band, a multiple of block
+  const int32_t* stripe = nullptr;  // [n_rows] 0 .. stride - 1
+};
+
 struct AttendArgs {
   const HeadLayout* layout;
   const uint8_t* head_base;    // block 0 of this layer at the key/value head
@@ -72,11 +84,22 @@ struct AttendArgs {
   const float* const* q;       // [n_rows] roped and scaled queries, float[D]
   const int32_t* lo;           // [n_rows] first visible position
   const int32_t* hi;           // [n_rows] one past the last visible position
+  SparseRows sparse;           // blocks between lo and hi that a row does not see
   int32_t first, last;         // positions of the segment to look at: first is a multiple of 64, first < last
   Partial out;
   bool same_rows;  // the last call with this scratch had the same rows: what was made of q is still there
   float* scratch;  // Scratch(nullptr, D).n_floats floats, 64-byte aligned; see scratch.h
 };
+
+// The stripe that the 64 positions from base on belong to.
+inline int32_t stripe_of(const SparseRows& sparse, int32_t base) {
+  return sparse.block == 0 ? 0 : base / sparse.block % sparse.stride;
+}
+
+// Whether a row sees the positions from base on, of that stripe, as far as the block-sparse mask goes.
+inline bool sees(const SparseRows& sparse, int row, int32_t base, int32_t stripe) {
+  return sparse.block == 0 || base >= sparse.local[row] || stripe == sparse.stripe[row];
+}
 
 struct Kernels {
   // Rotates a head in place and scales it; see rope/rope.inl.

@@ -2,12 +2,16 @@
 #include "bindings.h"
 
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 
 #include <cmath>
+#include <optional>
 #include <ostream>
 #include <sstream>
 #include <string>
+#include <tuple>
 
 #include "attention/batch.h"
 #include "attention/kv_cache.h"
@@ -58,7 +62,8 @@ void build_batch(Batch* at, const ConstInts& positions, const ConstInts& seq_sta
 }
 
 void run_attention(const Floats& qkv, const Floats& out, KVCache& cache, int layer_idx, const Batch& batch, int n_heads,
-                   float softmax_scale, int sliding_window, bool rope_interleaved, ThreadPool& pool) {
+                   float softmax_scale, int sliding_window, bool rope_interleaved, ThreadPool& pool,
+                   const std::optional<std::tuple<int, int, int, bool>>& block_sparse) {
   const int Hkv = cache.n_kv_heads(), D = cache.head_dim();
   require(n_heads >= 1 && n_heads < (1 << 20) && n_heads % Hkv == 0, "attention: n_heads is ", n_heads,
           ", expected a multiple of the cache's ", Hkv, " key/value heads");
@@ -75,9 +80,17 @@ void run_attention(const Floats& qkv, const Floats& out, KVCache& cache, int lay
   require(sliding_window >= 0, "attention: sliding_window is ", sliding_window,
           ", expected 0 for none or a number of keys");
   require(std::isfinite(softmax_scale), "attention: softmax_scale is not finite");
+  attention::BlockSparse sparse;
+  if (block_sparse) {
+    std::tie(sparse.block_size, sparse.local_blocks, sparse.vert_stride, sparse.homo_head) = *block_sparse;
+    require(sparse.block_size >= attention::kBlock && sparse.block_size % attention::kBlock == 0,
+            "attention: the sparse block size is ", sparse.block_size, ", expected a multiple of ", attention::kBlock);
+    require(sparse.local_blocks >= 1 && sparse.vert_stride >= 1, "attention: ", sparse.local_blocks,
+            " local blocks and a vertical stride of ", sparse.vert_stride, ", expected at least 1 of each");
+  }
   nb::gil_scoped_release released;
-  attention::attend_step({qkv.data(), out.data(), n_heads, softmax_scale, sliding_window, rope_interleaved}, cache,
-                         layer_idx, batch, pool);
+  attention::attend_step({qkv.data(), out.data(), n_heads, softmax_scale, sliding_window, rope_interleaved, sparse},
+                         cache, layer_idx, batch, pool);
 }
 
 void read_cache(const KVCache& cache, int layer_idx, const ConstInts& block_table, const Heads& k, const Heads& v) {
@@ -119,7 +132,7 @@ void bind_attention(nb::module_& m) {
 
   m.def("attention", &run_attention, nb::arg("qkv").noconvert(), nb::arg("out").noconvert(), nb::arg("cache"),
         nb::arg("layer_idx"), nb::arg("batch"), nb::arg("n_heads"), nb::arg("softmax_scale"), nb::arg("sliding_window"),
-        nb::arg("rope_interleaved"), nb::arg("pool"),
+        nb::arg("rope_interleaved"), nb::arg("pool"), nb::arg("block_sparse") = nb::none(),
         "Rotate q and k, write k and v to the cache, attend. qkv is overwritten. See phlite.ops.attention.");
 }
 

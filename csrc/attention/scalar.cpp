@@ -146,7 +146,7 @@ void attend(const AttendArgs& a) noexcept {
       const int from = a.lo[r] > base ? a.lo[r] - base : 0;
       const int to = a.hi[r] < base + kBlock ? a.hi[r] - base : kBlock;
       const uint8_t* head = a.head_base + a.block_stride * static_cast<size_t>(a.block_table[base / kBlock]);
-      if (from < to) attend_block(a, s, head, r, from, to);
+      if (from < to && sees(a.sparse, r, base, stripe_of(a.sparse, base))) attend_block(a, s, head, r, from, to);
     }
     a.out.l[r] = sum_lanes(s.l + r * kLanes);
   }

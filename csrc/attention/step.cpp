@@ -1,7 +1,8 @@
-// How the work of one layer is cut into tasks. A task is up to 64 rows (query x head of one key/value head) of one
-// sequence over all of its visible positions; threads take tasks as they become free. When there are fewer tasks than
-// would keep the threads busy, each segment of 512 positions is a task of its own and the partial results are merged
-// afterwards, in the same order: how the work is cut never changes a bit.
+// How the work of one layer is cut into tasks. A task is up to 64 rows of one sequence over all of its visible
+// positions: queries of all heads of a key/value head, or, where a block-sparse mask shows each head other blocks and
+// the queries are many, of one head, so that a block is read for many rows or for none; threads take tasks as they
+// become free. When there are fewer tasks than would keep the threads busy, each segment of 512 positions is a task of
+// its own and the partial results are merged afterwards, in the same order: how the work is cut never changes a bit.
 #include "attention/step.h"
 
 #include <algorithm>
@@ -14,10 +15,15 @@ namespace phlite::attention {
 namespace {
 
 constexpr int kTasksPerThread = 4;                      // fewer than this, and segments become tasks
+constexpr int kHeadAlone = 16;                          // new tokens from which on a sparse head has its own tasks
 constexpr size_t kMostPartialFloats = size_t{1} << 24;  // 64 MiB of partial results, beyond it segments stay together
 
 struct Task {
-  int seq, kv_head, first_row, n_rows;  // rows of the sequence: token * G + head in group
+  int seq, first_head, n_heads;  // query heads that share their key/value head
+  int first_row, n_rows;         // rows of the sequence and these heads: token * n_heads + head - first_head
+
+  int token(int row) const { return (first_row + row) / n_heads; }
+  int head(int row) const { return first_head + (first_row + row) % n_heads; }
 };
 
 // Everything about one call that tasks share.
@@ -53,16 +59,18 @@ class Step {
   }
 
  private:
-  int n_tiles(int seq) const { return (batch_.n_new(seq) * G_ + kTileRows - 1) / kTileRows; }
+  int heads_per_task(int seq) const { return args_.sparse.block_size > 0 && batch_.n_new(seq) >= kHeadAlone ? 1 : G_; }
+  int n_tiles(int seq) const { return (batch_.n_new(seq) * heads_per_task(seq) + kTileRows - 1) / kTileRows; }
+  int64_t count_tasks(int seq) const {
+    return static_cast<int64_t>(n_tiles(seq)) * (args_.n_heads / heads_per_task(seq));
+  }
 
   // First and last segment that the rows of a task see.
   int32_t first_position(const Task& t) const {
-    const int32_t p = batch_.first_position(t.seq) + t.first_row / G_;
+    const int32_t p = batch_.first_position(t.seq) + t.token(0);
     return args_.sliding_window > 0 ? std::max(0, p - args_.sliding_window + 1) : 0;
   }
-  int32_t last_position(const Task& t) const {
-    return batch_.first_position(t.seq) + (t.first_row + t.n_rows - 1) / G_;
-  }
+  int32_t last_position(const Task& t) const { return batch_.first_position(t.seq) + t.token(t.n_rows - 1); }
   int first_segment(const Task& t) const { return first_position(t) / kSegment; }
   int n_segments(const Task& t) const { return last_position(t) / kSegment - first_segment(t) + 1; }
 
@@ -73,8 +81,9 @@ class Step {
         static_cast<int>(std::upper_bound(task_starts_, task_starts_ + batch_.n_seqs() + 1, idx) - task_starts_) - 1;
     const int64_t local = idx - task_starts_[seq];
     const int tiles = n_tiles(seq), tile = tiles - 1 - static_cast<int>(local % tiles);
-    const int first_row = tile * kTileRows;
-    return {seq, static_cast<int>(local / tiles), first_row, std::min(kTileRows, batch_.n_new(seq) * G_ - first_row)};
+    const int first_row = tile * kTileRows, n_heads = heads_per_task(seq);
+    const int n_rows = std::min(kTileRows, batch_.n_new(seq) * n_heads - first_row);
+    return {seq, static_cast<int>(local / tiles) * n_heads, n_heads, first_row, n_rows};
   }
 
   // Counts the tasks and lays out the scratch memory: task_starts | segment_starts | threads | partial results.
@@ -82,7 +91,7 @@ class Step {
     const int n_seqs = batch_.n_seqs();
     const auto round64 = [](size_t n) { return (n + 63) / 64 * 64; };
     int64_t n_tasks = 0;
-    for (int b = 0; b < n_seqs; ++b) n_tasks += static_cast<int64_t>(n_tiles(b)) * Hkv_;
+    for (int b = 0; b < n_seqs; ++b) n_tasks += count_tasks(b);
     n_tasks_ = n_tasks;
     const bool few = n_tasks < static_cast<int64_t>(kTasksPerThread) * pool_.size() && batch_.longest() > kSegment;
 
@@ -103,8 +112,7 @@ class Step {
     uint8_t* at = cache_.scratch.data();
     task_starts_ = reinterpret_cast<int64_t*>(at);
     task_starts_[0] = 0;
-    for (int b = 0; b < batch_.n_seqs(); ++b)
-      task_starts_[b + 1] = task_starts_[b] + static_cast<int64_t>(n_tiles(b)) * Hkv_;
+    for (int b = 0; b < batch_.n_seqs(); ++b) task_starts_[b + 1] = task_starts_[b] + count_tasks(b);
     segment_starts_ = task_starts_ + batch_.n_seqs() + 1;
     if (reinterpret_cast<uint8_t*>(segment_starts_ + n_tasks_ + 1) <= at + starts_bytes) {
       segment_starts_[0] = 0;
@@ -144,20 +152,33 @@ class Step {
     }
   }
 
+  // The stripe b % vert_stride of the blocks b that a head sees beyond its local ones.
+  int32_t stripe_of_head(int head) const {
+    const BlockSparse& sparse = args_.sparse;
+    const int step = sparse.homo_head ? 0 : std::max(1, sparse.vert_stride / args_.n_heads);
+    const int64_t before = (int64_t{head} * step + 1) % sparse.vert_stride;
+    return static_cast<int32_t>((sparse.vert_stride - before) % sparse.vert_stride);
+  }
+
   // Partial results of `n` segments of a task from segment `first` on: into `out` each, or merged into one.
   void attend(const Task& t, int first, int n, float* scratch, const Partial& out, const Partial* spare) const {
     const float* q[kTileRows];
-    int32_t lo[kTileRows], hi[kTileRows];
+    int32_t lo[kTileRows], hi[kTileRows], local[kTileRows], stripe[kTileRows];
     const int start = batch_.start(t.seq), first_pos = batch_.first_position(t.seq);
+    const BlockSparse& sparse = args_.sparse;
     for (int r = 0; r < t.n_rows; ++r) {
-      const int token = (t.first_row + r) / G_, g = (t.first_row + r) % G_;
-      q[r] = head(start + token, t.kv_head * G_ + g);
-      hi[r] = first_pos + token + 1;
+      q[r] = head(start + t.token(r), t.head(r));
+      hi[r] = first_pos + t.token(r) + 1;
       lo[r] = args_.sliding_window > 0 ? std::max(0, hi[r] - args_.sliding_window) : 0;
+      if (sparse.block_size == 0) continue;
+      const int64_t first_local = (hi[r] - 1) / sparse.block_size - int64_t{sparse.local_blocks} + 1;
+      local[r] = static_cast<int32_t>(std::max<int64_t>(0, first_local) * sparse.block_size);
+      stripe[r] = stripe_of_head(t.head(r));
     }
     AttendArgs a;
+    if (sparse.block_size > 0) a.sparse = {sparse.block_size, sparse.vert_stride, local, stripe};
     a.layout = &cache_.layout();
-    a.head_base = cache_.head(layer_, t.kv_head);
+    a.head_base = cache_.head(layer_, t.first_head / G_);
     a.block_stride = cache_.block_stride();
     a.block_table = batch_.block_table(t.seq);
     a.n_rows = t.n_rows;
@@ -178,8 +199,7 @@ class Step {
   void finish(const Task& t, const Partial& total) const {
     const int start = batch_.start(t.seq), stride = o_stride(D_);
     for (int r = 0; r < t.n_rows; ++r) {
-      const int token = start + (t.first_row + r) / G_, g = (t.first_row + r) % G_;
-      float* out = args_.out + (static_cast<size_t>(token) * args_.n_heads + t.kv_head * G_ + g) * D_;
+      float* out = args_.out + (static_cast<size_t>(start + t.token(r)) * args_.n_heads + t.head(r)) * D_;
       const float inverse = 1.0f / total.l[r];
       const float* o = total.o + static_cast<size_t>(r) * stride;
       for (int d = 0; d < D_; ++d) out[d] = o[d] * inverse;

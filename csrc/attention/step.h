@@ -6,6 +6,16 @@
 
 namespace phlite::attention {
 
+// Local blocks and vertical stripes: a query in block q of its sequence sees block k <= q when q - k < local_blocks, or
+// when (k + offset + 1) % vert_stride == 0, offset being head * max(1, vert_stride / n_heads), or 0 for homo_head.
+// Blocks are counted from the sequence's start. Source: vLLM 0.6 attention/ops/blocksparse_attention/utils.py.
+struct BlockSparse {
+  int block_size = 0;  // positions, a multiple of kBlock; 0: every block is seen
+  int local_blocks = 1;
+  int vert_stride = 1;
+  bool homo_head = false;
+};
+
 struct StepArgs {
   float* qkv;   // float[T][(Hq + 2 Hkv) * D]: query, key, value heads; overwritten
   float* out;   // float[T][Hq * D]
@@ -13,6 +23,7 @@ struct StepArgs {
   float softmax_scale;
   int sliding_window;  // key j is visible to query i when i - window < j <= i; 0: when j <= i
   bool rope_interleaved;
+  BlockSparse sparse;
 };
 
 // The keys and values of all tokens are written before any of them is read. The result depends on each token's own

@@ -73,13 +73,36 @@ static inline void attend_rows(const AttendArgs& a, const Scratch& s, const Bloc
   }
 }
 
+// The first block from base on that some row sees, or a.last.
+static inline int32_t next_seen(const AttendArgs& a, int32_t base) noexcept {
+  for (; base < a.last; base += kBlock) {
+    const int32_t stripe = stripe_of(a.sparse, base);
+    for (int r = 0; r < a.n_rows; ++r)
+      if (sees(a.sparse, r, base, stripe)) return base;
+  }
+  return a.last;
+}
+
+// One past the last of the rows from `row` on that see the block without a gap.
+static inline int end_of_run(const AttendArgs& a, int row, int32_t base, int32_t stripe) noexcept {
+  if (a.sparse.block == 0) return a.n_rows;
+  while (row < a.n_rows && sees(a.sparse, row, base, stripe)) ++row;
+  return row;
+}
+
+static inline const uint8_t* head_at(const AttendArgs& a, int32_t base) noexcept {
+  return a.head_base + a.block_stride * static_cast<size_t>(a.block_table[base / kBlock]);
+}
+
 template <class KE, class VE>
 static inline void attend_segment(const AttendArgs& a, const Scratch& s) noexcept {
-  for (int32_t base = a.first; base < a.last; base += kBlock) {
-    const int32_t* id = a.block_table + base / kBlock;
+  int32_t next = next_seen(a, a.first);
+  for (int32_t base = next; base < a.last; base = next) {
+    next = next_seen(a, base + kBlock);
+    const int32_t stripe = stripe_of(a.sparse, base);
     BlockView block;
-    block.head = a.head_base + a.block_stride * static_cast<size_t>(id[0]);
-    block.next = base + kBlock < a.last ? a.head_base + a.block_stride * static_cast<size_t>(id[1]) : block.head;
+    block.head = head_at(a, base);
+    block.next = next < a.last ? head_at(a, next) : block.head;
     block.k = block.head;
     block.v = block.head + a.layout->v;
     const size_t n_values = static_cast<size_t>(kBlock) * a.layout->v_stride;
@@ -104,15 +127,17 @@ static inline void attend_segment(const AttendArgs& a, const Scratch& s) noexcep
         V::prefetch(block.next + a.layout->k_scales + i);
       }
     }
-    int row = 0;
-    if constexpr (V::kMostRows >= 8)
-      for (; row + 8 <= a.n_rows; row += 8) attend_rows<KE, VE, 8>(a, s, block, base, row);
-    for (; row + 4 <= a.n_rows; row += 4) attend_rows<KE, VE, 4>(a, s, block, base, row);
-    if (row + 2 <= a.n_rows) {
-      attend_rows<KE, VE, 2>(a, s, block, base, row);
-      row += 2;
+    for (int row = 0; row < a.n_rows; ++row) {
+      const int end = end_of_run(a, row, base, stripe);
+      if constexpr (V::kMostRows >= 8)
+        for (; row + 8 <= end; row += 8) attend_rows<KE, VE, 8>(a, s, block, base, row);
+      for (; row + 4 <= end; row += 4) attend_rows<KE, VE, 4>(a, s, block, base, row);
+      if (row + 2 <= end) {
+        attend_rows<KE, VE, 2>(a, s, block, base, row);
+        row += 2;
+      }
+      if (row < end) attend_rows<KE, VE, 1>(a, s, block, base, row++);
     }
-    if (row < a.n_rows) attend_rows<KE, VE, 1>(a, s, block, base, row);
   }
 }
 

@@ -22,6 +22,7 @@ class AttentionCase:
     head_dim: int = 96
     dtype: str = "f16"
     sliding_window: int = 0
+    block_sparse: ops.BlockSparse | None = None
     rotary_dim: int | None = None
     interleaved: bool = False
     n_tokens: tuple[int, ...] = (150,)
@@ -79,6 +80,7 @@ class AttentionCase:
             sliding_window=self.sliding_window,
             rope_interleaved=self.interleaved,
             pool=pool,
+            block_sparse=self.block_sparse,
         )
         return dict(zip(seqs, np.split(out, np.cumsum(lengths)[:-1]), strict=True))
 
@@ -112,6 +114,7 @@ class AttentionCase:
             positions,
             softmax_scale=1.0,
             sliding_window=self.sliding_window,
+            block_sparse=self.block_sparse,
         )
         return out.reshape(self.n_tokens[seq], -1)
 

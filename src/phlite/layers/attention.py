@@ -17,9 +17,10 @@ class CachedAttention:
     """softmax(q kᵀ · softmax_scale + mask) v of one layer, rotary positions applied to q and k first.
 
     n_heads:          query heads Hq; query head j reads key/value head j // (Hq / Hkv)
-    softmax_scale:    factor of the scores, 1 / sqrt(D)
+    softmax_scale:    factor of the scores, such as 1 / sqrt(D)
     sliding_window:   a query at position i sees the keys at i - sliding_window < j <= i; 0: all j <= i
     rope_interleaved: rotate neighbouring pairs (2i, 2i + 1) of a head, not the halves (i, i + rotary_dim / 2)
+    block_sparse:     blocks of keys that each head sees; None: all
     """
 
     layer_idx: int
@@ -28,6 +29,7 @@ class CachedAttention:
     sliding_window: int
     rope_interleaved: bool
     pool: ops.ThreadPool
+    block_sparse: ops.BlockSparse | None = None
 
     def __call__(self, qkv: F32, cache: ops.KVCache, step: ops.AttentionBatch) -> F32:
         """Write the keys and values of the new tokens to the cache; return float32[T, Hq * D].
@@ -44,4 +46,5 @@ class CachedAttention:
             sliding_window=self.sliding_window,
             rope_interleaved=self.rope_interleaved,
             pool=self.pool,
+            block_sparse=self.block_sparse,
         )

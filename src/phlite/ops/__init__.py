@@ -12,7 +12,7 @@ from phlite._native import (
     physical_core_count,
     supported_isas,
 )
-from phlite.ops.attention import AttentionBatch, KVCache, attention
+from phlite.ops.attention import AttentionBatch, BlockSparse, KVCache, attention
 from phlite.ops.dequantize import dequantize, embedding
 from phlite.ops.isa import select_forced_isa, select_isa
 from phlite.ops.linear import Activation, PackedMatrix, ThreadPool, linear, norm, pack_matrix
@@ -20,6 +20,7 @@ from phlite.ops.linear import Activation, PackedMatrix, ThreadPool, linear, norm
 __all__ = [
     "Activation",
     "AttentionBatch",
+    "BlockSparse",
     "KVCache",
     "PackedMatrix",
     "ThreadPool",

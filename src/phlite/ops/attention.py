@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -18,6 +19,23 @@ BLOCK_POSITIONS = 64
 """Positions in one block of the cache; a sequence of n tokens needs ceil(n / 64) blocks."""
 
 KV_DTYPES = ("f16", "q8_0", "f32")
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSparse:
+    """Local blocks and vertical stripes: which blocks of keys the queries of a head see.
+
+    A query in block q of its sequence, counted from the start, sees block k <= q when q - k < num_local_blocks, or when
+    (k + head * step + 1) % vert_stride == 0, step being max(1, vert_stride // n_heads), and 0 for homo_head_pattern.
+
+    block_size: positions of a block, a multiple of 64
+    source:     vLLM 0.6 attention/ops/blocksparse_attention/utils.py, get_sparse_attn_mask
+    """
+
+    block_size: int
+    num_local_blocks: int
+    vert_stride: int
+    homo_head_pattern: bool = False
 
 
 class KVCache(_native.KVCache):
@@ -99,6 +117,7 @@ def attention(
     sliding_window: int,
     rope_interleaved: bool,
     pool: ThreadPool,
+    block_sparse: BlockSparse | None = None,
     out: F32 | None = None,
 ) -> F32:
     """Rotate q and k, write k and v to the cache, return softmax(q kᵀ · softmax_scale + mask) v.
@@ -107,17 +126,23 @@ def attention(
     n_heads:          Hq, a multiple of the cache's Hkv; query head j reads key/value head j // (Hq / Hkv)
     sliding_window:   key j is visible to query i when i - sliding_window < j <= i; 0: when j <= i
     rope_interleaved: rotate neighbours (2i, 2i + 1), not halves (i, i + rotary_dim / 2)
+    block_sparse:     blocks that the query heads see; others are not read. None: every block
     out:              float32[T, Hq * D] to write to, a new array when None
     returns:          float32[T, Hq * D]; bit-identical for every instruction set, number of threads, split of a prompt
                       into steps and other sequences in the batch
-    raises:           ShapeError when an array, a layer or a block does not fit the cache
+    raises:           ShapeError when an array, a layer or a block does not fit the cache, or a sparse block is no
+                      multiple of 64 positions
     error:            bounds in csrc/attention/attention.h
     """
     if out is None:
         out = np.empty((batch.n_tokens, n_heads * cache.head_dim), np.float32)
+    sparse = None
+    if block_sparse is not None:
+        b = block_sparse
+        sparse = (b.block_size, b.num_local_blocks, b.vert_stride, b.homo_head_pattern)
     try:
         _native.attention(
-            qkv, out, cache, layer_idx, batch, n_heads, softmax_scale, sliding_window, rope_interleaved, pool
+            qkv, out, cache, layer_idx, batch, n_heads, softmax_scale, sliding_window, rope_interleaved, pool, sparse
         )
     except ValueError as error:
         raise ShapeError(str(error)) from None

@@ -7,6 +7,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from phlite.ops.attention import BlockSparse
+
 F32: TypeAlias = npt.NDArray[np.float32]
 F64: TypeAlias = npt.NDArray[np.float64]
 I32: TypeAlias = npt.NDArray[np.int32]
@@ -64,7 +66,30 @@ def visible(query_positions: I32, n_keys: int, sliding_window: int) -> npt.NDArr
     return mask & (j > i - sliding_window) if sliding_window > 0 else mask
 
 
-def attend(q: F64, k: F32, v: F32, positions: I32, *, softmax_scale: float, sliding_window: int) -> F64:
+def visible_blocks(query_positions: I32, n_keys: int, n_heads: int, block_sparse: BlockSparse) -> npt.NDArray[np.bool_]:
+    """Return bool[Hq, T, n_keys]: key j's block is a local one or a stripe of head h, later ones included.
+
+    source: vLLM 0.6 attention/ops/blocksparse_attention/utils.py, get_sparse_attn_mask
+    """
+    stride = block_sparse.vert_stride
+    step = 0 if block_sparse.homo_head_pattern else max(1, stride // n_heads)
+    head = np.arange(n_heads)[:, None, None]
+    q = query_positions[None, :, None] // block_sparse.block_size
+    k = np.arange(n_keys)[None, None, :] // block_sparse.block_size
+    mask: npt.NDArray[np.bool_] = (q - k < block_sparse.num_local_blocks) | ((k + head * step + 1) % stride == 0)
+    return mask
+
+
+def attend(
+    q: F64,
+    k: F32,
+    v: F32,
+    positions: I32,
+    *,
+    softmax_scale: float,
+    sliding_window: int,
+    block_sparse: BlockSparse | None = None,
+) -> F64:
     """Return float64[T, Hq, D]: softmax(q kᵀ · softmax_scale + mask) v of one sequence.
 
     q:    float64[T, Hq, D], rotated; k, v: float32[S, Hkv, D], positions 0 .. S - 1, k rotated
@@ -72,7 +97,10 @@ def attend(q: F64, k: F32, v: F32, positions: I32, *, softmax_scale: float, slid
     group = q.shape[1] // k.shape[1]
     keys, values = (np.repeat(x.astype(np.float64), group, axis=1) for x in (k, v))
     scores = np.einsum("thd,shd->hts", q, keys) * softmax_scale
-    scores = np.where(visible(positions, len(k), sliding_window)[None], scores, -np.inf)
+    mask = visible(positions, len(k), sliding_window)[None]
+    if block_sparse is not None:
+        mask = mask & visible_blocks(positions, len(k), q.shape[1], block_sparse)
+    scores = np.where(mask, scores, -np.inf)
     p = np.exp(scores - scores.max(axis=-1, keepdims=True))
     p /= p.sum(axis=-1, keepdims=True)
     out: F64 = np.einsum("hts,shd->thd", p, values)
