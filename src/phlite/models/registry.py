@@ -8,9 +8,11 @@ from phlite import ops
 from phlite.errors import UnsupportedModelError
 from phlite.gguf import GGUFFile, load_gguf, quoted
 from phlite.models.base import CausalLM
+from phlite.models.phi import PhiForCausalLM
 from phlite.models.phi3 import Phi3ForCausalLM
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, type[Phi3ForCausalLM] | type[PhiForCausalLM]] = {
+    "phi2": PhiForCausalLM,  # Phi-1, Phi-1.5, Phi-2
     "phi3": Phi3ForCausalLM,  # Phi-3-mini and medium, Phi-3.5-mini, Phi-4, Phi-4-mini
     "llama": Phi3ForCausalLM,  # the first conversions of Phi-3-mini, April 2024; no Llama
 }
