@@ -3,11 +3,13 @@
 config = tiny_config(num_key_value_heads=2)                 # a config.json, Phi-3's names
 checkpoint = random_checkpoint(config, "Q4_K", seed=1)      # quantised tensors and the floats they mean
 write_gguf(path, checkpoint)                                # what phlite loads
+write_hf_folder(folder, checkpoint)                         # and as a Hugging Face folder of safetensors
 logits = reference_logits(config, checkpoint.weights, ids)  # float64[T, V]
 """
 
 from tiny_models.checkpoint import Checkpoint, StoredTensor, random_checkpoint, tiny_config
 from tiny_models.gguf_file import permute_for_interleaved_rope, write_gguf
+from tiny_models.hf_folder import stored, write_hf_folder, write_safetensors
 from tiny_models.members import LONG_FACTOR, LONGROPE, MEMBERS, SHORT_FACTOR
 from tiny_models.random_blocks import BLOCK_FORMATS, random_matrix
 from tiny_models.reference import int8_activations, reference_logits
@@ -29,6 +31,9 @@ __all__ = [
     "random_matrix",
     "reference_logits",
     "sequence_batch",
+    "stored",
     "tiny_config",
     "write_gguf",
+    "write_hf_folder",
+    "write_safetensors",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import re
-import stat
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from math import prod
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from phlite.errors import ModelFileError
 from phlite.gguf.header import Header, parse_header
+from phlite.gguf.mapped import map_file, release_pages
 from phlite.gguf.metadata import Metadata
 from phlite.gguf.types import GGMLType
 
@@ -77,12 +77,8 @@ class GGUFFile:
         Does nothing on systems that have no madvise.
         """
         mapped = self._maps.get(tensor.path)
-        if mapped is None or not hasattr(mmap, "MADV_DONTNEED"):
-            return
-        start = -(-tensor.offset_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        end = (tensor.offset_bytes + tensor.data.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if start < end:
-            mapped.madvise(mmap.MADV_DONTNEED, start, end - start)
+        if mapped is not None:
+            release_pages(mapped, tensor.offset_bytes, tensor.data.nbytes)
 
     def close(self) -> None:
         """Give the files back; tensor data still referenced elsewhere stays valid, metadata stays readable."""
@@ -125,20 +121,7 @@ def load_gguf(path: str | os.PathLike[str]) -> GGUFFile:
 
 
 def _open_part(path: Path, opened: ExitStack) -> tuple[mmap.mmap, Header]:
-    try:
-        # A pipe or a device would block or never end, so look before opening.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ModelFileError(f"{path}: not a regular file; expected a GGUF file")
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size < _FIXED_HEADER_BYTES:
-                raise ModelFileError(
-                    f"{path}: byte 0: got a file of {size} bytes, expected at least the {_FIXED_HEADER_BYTES} of a "
-                    "GGUF header; a download may have stopped early"
-                )
-            mapped = opened.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise ModelFileError(f"{path}: cannot be opened: {error}") from error
+    mapped = map_file(path, opened, what="a GGUF file", min_bytes=_FIXED_HEADER_BYTES)
     return mapped, parse_header(mapped, str(path))
 
 

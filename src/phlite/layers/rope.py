@@ -40,7 +40,8 @@ class RotaryTable:
 
     def __init__(self, inv_freq: F32, attention_factor: float) -> None:
         self._inv_freq = inv_freq
-        self._attention_factor = attention_factor
+        # A float32 as in transformers' product and in GGUF files, so a model is the same from either kind of file.
+        self._attention_factor = float(np.float32(attention_factor))
         self._rows: F32 = np.empty((0, 2 * len(inv_freq)), np.float32)
 
     def rows(self, positions: I32) -> F32:

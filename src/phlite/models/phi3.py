@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phlite import ops
+from phlite.checkpoint import Checkpoint
 from phlite.gguf import GGUFFile
 from phlite.layers.attention import CachedAttention
 from phlite.layers.embedding import Embedding
@@ -144,6 +145,19 @@ class Phi3ForCausalLM:
         source = file.metadata.source
         weights = Weights(file.tensors, source=source, names=GGUF_NAMES, mapped=True)
         config = Phi3Config.from_gguf(file.metadata, weights)
+        model = cls(config, weights, pool)
+        weights.check_all_used()
+        return model
+
+    @classmethod
+    def from_hf(cls, checkpoint: Checkpoint, *, pool: ops.ThreadPool) -> Phi3ForCausalLM:
+        """Return the model of an open checkpoint, its weights packed for this machine in the types they have.
+
+        raises: ModelFileError where the checkpoint is incomplete or contradicts itself; UnsupportedModelError where it
+                has config keys or tensors that this architecture does not
+        """
+        weights = Weights(checkpoint.tensors, source=checkpoint.source, mapped=checkpoint.mapped)
+        config = Phi3Config.from_hf_config(checkpoint.config, source=checkpoint.config_source)
         model = cls(config, weights, pool)
         weights.check_all_used()
         return model

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from phlite import ops
+from phlite.checkpoint import Checkpoint
 from phlite.errors import UnsupportedModelError
 from phlite.gguf import GGUFFile, load_gguf, quoted
 from phlite.models.base import CausalLM
@@ -17,6 +19,11 @@ ARCHITECTURES: dict[str, type[Phi3ForCausalLM] | type[PhiForCausalLM]] = {
     "llama": Phi3ForCausalLM,  # the first conversions of Phi-3-mini, April 2024; no Llama
 }
 """general.architecture of a GGUF file -> model class."""
+
+MODEL_TYPES = {
+    "phi3": Phi3ForCausalLM,
+}
+"""model_type of a Hugging Face config.json -> model class."""
 
 
 def load_model(path: str | os.PathLike[str], *, pool: ops.ThreadPool) -> CausalLM:
@@ -39,11 +46,26 @@ def build_model(file: GGUFFile, *, pool: ops.ThreadPool) -> CausalLM:
         raise UnsupportedModelError(f"{metadata.source}: the file holds a {quoted(kind)}, expected a 'model'")
     architecture = metadata.get_str("general.architecture")
     if architecture not in ARCHITECTURES:
-        import difflib
-
-        nearest = difflib.get_close_matches(architecture[:80], ARCHITECTURES, n=1, cutoff=0.0)[0]
-        raise UnsupportedModelError(
-            f"{metadata.source}: architecture {quoted(architecture)} is not implemented; the nearest that is, is "
-            f"{nearest!r}, of {', '.join(ARCHITECTURES)}"
-        )
+        raise _unknown(f"{metadata.source}: architecture", architecture, ARCHITECTURES)
     return ARCHITECTURES[architecture].from_gguf(file, pool=pool)
+
+
+def build_checkpoint_model(checkpoint: Checkpoint, *, pool: ops.ThreadPool) -> CausalLM:
+    """Return the model in an open checkpoint; its embedding keeps the files mapped even when the object is closed.
+
+    raises: as load_model
+    """
+    model_type = checkpoint.model_type
+    if model_type not in MODEL_TYPES:
+        raise _unknown(f"{checkpoint.config_source}: model_type", model_type, MODEL_TYPES)
+    return MODEL_TYPES[model_type].from_hf(checkpoint, pool=pool)
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> UnsupportedModelError:
+    import difflib
+
+    names = list(known)
+    nearest = difflib.get_close_matches(name[:80], names, n=1, cutoff=0.0)[0]
+    return UnsupportedModelError(
+        f"{what} {quoted(name)} is not implemented; the nearest that is, is {nearest!r}, of {', '.join(names)}"
+    )

@@ -12,7 +12,7 @@ from phlite.tokenizer.byte_spelling import spell_byte_level
 from phlite.tokenizer.library import LibraryTokenizer, build_engine
 from phlite.tokenizer.vocabulary import CONTROL, UNKNOWN, UNUSED, USER_DEFINED, GGUFVocabulary
 
-__all__ = ["PRE_TOKENIZERS", "build_byte_level_tokenizer"]
+__all__ = ["PRE_TOKENIZERS", "build_byte_level_tokenizer", "build_pre_tokenizer"]
 
 _CL100K = (
     r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
@@ -33,20 +33,16 @@ def build_byte_level_tokenizer(
 ) -> LibraryTokenizer:
     """Return a tokenizer for a vocabulary whose model is "gpt2".
 
-    special_tokens_strip: whether control tokens swallow white space beside them. GGUF does not store the flags; None
-                          takes those of the published tokenizers where the vocabulary is theirs (see _strip_flags)
+    special_tokens_strip: whether control tokens swallow white space beside them. None: as a file of our converter
+                          says; others do not store it, and the published tokenizers' flags are taken where the
+                          vocabulary is theirs (see _strip_flags)
     raises:               UnsupportedModelError for an unknown pre-tokenizer, ModelFileError for merges that do not fit
     """
     pattern = _pattern(vocabulary)
     ids = {text: token_id for token_id, text in enumerate(vocabulary.tokens)}
     merges = _merges(vocabulary, ids)
     engine = build_engine(lambda: Engine(models.BPE(vocab=ids, merges=merges)), source=vocabulary.source)
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
-    if pattern is None:
-        engine.pre_tokenizer = byte_level
-    else:
-        words = pre_tokenizers.Split(Regex(pattern), "isolated")
-        engine.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
+    engine.pre_tokenizer = build_pre_tokenizer(pattern)
     for added in _added_tokens(vocabulary, special_tokens_strip):
         # One at a time: the library keeps the id of a text that the vocabulary already has.
         engine.add_tokens([added])
@@ -62,6 +58,15 @@ def build_byte_level_tokenizer(
         adds_bos=bool(vocabulary.add_bos),
         chat_templates=vocabulary.chat_templates,
     )
+
+
+def build_pre_tokenizer(pattern: str | None) -> pre_tokenizers.PreTokenizer:
+    """Return the part that cuts a text into words of byte characters; a value of PRE_TOKENIZERS."""
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
+    if pattern is None:
+        return byte_level
+    words = pre_tokenizers.Split(Regex(pattern), "isolated")
+    return pre_tokenizers.Sequence([words, byte_level])
 
 
 def _pattern(vocabulary: GGUFVocabulary) -> str | None:
@@ -95,13 +100,17 @@ def _added_tokens(vocabulary: GGUFVocabulary, strip: bool | None) -> list[AddedT
     for token_id, kind in enumerate(vocabulary.types):
         if kind in (CONTROL, USER_DEFINED) and vocabulary.tokens[token_id]:
             text = vocabulary.tokens[token_id]
-            lstrip, rstrip = _strip_flags(vocabulary, text) if strip is None else (False, strip)
             control = vocabulary.is_control(token_id)
+            if strip is None and vocabulary.rstrip_ids is not None:
+                lstrip, rstrip = token_id in (vocabulary.lstrip_ids or ()), token_id in vocabulary.rstrip_ids
+            else:
+                flags = _strip_flags(vocabulary, text) if strip is None else (False, strip)
+                lstrip, rstrip = (control and flag for flag in flags)
             added.append(
                 AddedToken(
                     text,
-                    lstrip=control and lstrip,
-                    rstrip=control and rstrip,
+                    lstrip=lstrip,
+                    rstrip=rstrip,
                     normalized=not control,
                     special=kind == CONTROL,
                 )

@@ -7,7 +7,8 @@ the parts that Phi tokenizers are made of pass.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -15,16 +16,78 @@ from tokenizers import Tokenizer as Engine
 
 from phlite.errors import ModelFileError
 from phlite.tokenizer.library import LibraryTokenizer, build_engine
-from phlite.tokenizer.pipeline import check_pipeline
+from phlite.tokenizer.pipeline import Pipeline, check_pipeline
 
-__all__ = ["load_huggingface_tokenizer"]
+__all__ = ["TokenizerFiles", "load_huggingface_tokenizer", "load_tokenizer_files"]
 
 _MAX_FILE_BYTES: Final = 128 << 20
 _MAX_TEMPLATE_BYTES: Final = 1 << 20
 
 
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """The checked files of a tokenizer.
+
+    source:         tokenizer.json, for messages
+    text:           its content as JSON, the added tokens of tokenizer_config.json put over its own
+    pieces:         text -> id of the model's vocabulary
+    added_tokens:   objects with id, content, special, lstrip, rstrip, ...
+    merges:         pairs of pieces in order of priority
+    pipeline:       what its parts mean
+    bos_id, eos_id: begin and end of text, or None
+    unknown_text, padding_text: these tokens by tokenizer_config.json, or None
+    stop_ids:       end tokens of generation_config.json
+    chat_templates: name -> Jinja source
+    """
+
+    source: str
+    text: str
+    pieces: Mapping[str, int]
+    added_tokens: Sequence[Mapping[str, object]]
+    merges: list[tuple[str, str]]
+    pipeline: Pipeline
+    bos_id: int | None
+    eos_id: int | None
+    unknown_text: str | None
+    padding_text: str | None
+    stop_ids: tuple[int, ...]
+    chat_templates: dict[str, str]
+
+    @property
+    def ids_by_text(self) -> dict[str, int]:
+        """The id of each piece and each added token."""
+        return _ids_by_text(self.pieces, self.added_tokens)
+
+
 def load_huggingface_tokenizer(path: Path) -> LibraryTokenizer:
     """Return the tokenizer of a folder, or of a tokenizer.json in one.
+
+    raises: as load_tokenizer_files
+    """
+    return build_huggingface_tokenizer(load_tokenizer_files(path))
+
+
+def build_huggingface_tokenizer(files: TokenizerFiles) -> LibraryTokenizer:
+    """Return the tokenizer that checked files describe."""
+    engine = build_engine(lambda: Engine.from_str(files.text), source=files.source)
+    engine.no_truncation()
+    engine.no_padding()
+    return LibraryTokenizer(
+        engine,
+        source=files.source,
+        vocab_size=files.pipeline.vocab_size,
+        spell=files.pipeline.spell,
+        bos_id=files.bos_id,
+        eos_id=files.eos_id,
+        stop_ids=[*files.stop_ids, *([] if files.eos_id is None else [files.eos_id])],
+        adds_bos=files.pipeline.bos_id is not None,
+        strips_leading_space=files.pipeline.strips_leading_space,
+        chat_templates=files.chat_templates,
+    )
+
+
+def load_tokenizer_files(path: Path) -> TokenizerFiles:
+    """Return the checked files of a folder, or of a tokenizer.json in one.
 
     Beside tokenizer.json it reads, where they exist: tokenizer_config.json (begin and end of text, chat templates,
     flags of added tokens), generation_config.json (end tokens) and chat_template.jinja.
@@ -38,24 +101,23 @@ def load_huggingface_tokenizer(path: Path) -> LibraryTokenizer:
     changed = _put_flags_of_config(data, config, str(folder / "tokenizer_config.json"))
     pipeline = check_pipeline(data, source=str(file))
     changed |= _unset_idle_flags(data)
-    text = json.dumps(data) if changed else file.read_text(encoding="utf-8")
-    engine = build_engine(lambda: Engine.from_str(text), source=str(file))
-    engine.no_truncation()
-    engine.no_padding()
+    pieces, added_tokens, merges = _vocabulary(data, str(file))
+    ids = _ids_by_text(pieces, added_tokens)
     bos_id = pipeline.bos_id
     if bos_id is None:
-        bos_id = _named_id(engine, config, "bos_token", folder)
-    eos_id = _named_id(engine, config, "eos_token", folder)
-    return LibraryTokenizer(
-        engine,
+        bos_id = _named_id(ids, config, "bos_token", folder)
+    return TokenizerFiles(
         source=str(file),
-        vocab_size=pipeline.vocab_size,
-        spell=pipeline.spell,
+        text=json.dumps(data) if changed else file.read_text(encoding="utf-8"),
+        pieces=pieces,
+        added_tokens=added_tokens,
+        merges=merges,
+        pipeline=pipeline,
         bos_id=bos_id,
-        eos_id=eos_id,
-        stop_ids=[*_generation_stop_ids(folder), *([] if eos_id is None else [eos_id])],
-        adds_bos=pipeline.bos_id is not None,
-        strips_leading_space=pipeline.strips_leading_space,
+        eos_id=_named_id(ids, config, "eos_token", folder),
+        unknown_text=_token_text(config, "unk_token"),
+        padding_text=_token_text(config, "pad_token"),
+        stop_ids=tuple(_generation_stop_ids(folder)),
         chat_templates=_chat_templates(config, folder),
     )
 
@@ -112,12 +174,38 @@ def _unset_idle_flags(data: dict[str, object]) -> bool:
     return bool(idle)
 
 
-def _named_id(engine: Engine, config: Mapping[str, object], key: str, folder: Path) -> int | None:
+def _vocabulary(
+    data: Mapping[str, object], source: str
+) -> tuple[dict[str, int], list[dict[str, object]], list[tuple[str, str]]]:
+    """Return pieces, added tokens and merges of a checked definition."""
+    model, added_tokens = data["model"], data.get("added_tokens", [])
+    assert isinstance(model, dict)
+    assert isinstance(added_tokens, list)
+    merges: list[tuple[str, str]] = []
+    for merge in model["merges"]:
+        pair = merge.split(" ") if isinstance(merge, str) else merge  # files of before 2024 have "left right"
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) and part for part in pair):
+            raise ModelFileError(f"{source}: model.merges: got {str(merge)[:60]!r}, expected two pieces")
+        merges.append((pair[0], pair[1]))
+    return model["vocab"], added_tokens, merges
+
+
+def _ids_by_text(pieces: Mapping[str, int], added_tokens: Iterable[Mapping[str, object]]) -> dict[str, int]:
+    return {**pieces, **{str(token["content"]): int(str(token["id"])) for token in added_tokens}}
+
+
+def _token_text(config: Mapping[str, object], key: str) -> str | None:
+    token = config.get(key)
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def _named_id(ids: Mapping[str, int], config: Mapping[str, object], key: str, folder: Path) -> int | None:
     token = config.get(key)
     text = token.get("content") if isinstance(token, dict) else token
     if text is None:
         return None
-    token_id = engine.token_to_id(text) if isinstance(text, str) else None
+    token_id = ids.get(text) if isinstance(text, str) else None
     if token_id is None:
         raise ModelFileError(
             f"{folder / 'tokenizer_config.json'}: {key}: got {str(text)[:60]!r}, expected a token of tokenizer.json"

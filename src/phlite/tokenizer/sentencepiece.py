@@ -41,17 +41,15 @@ class SentencePieceTokenizer(Tokenizer):
         """Build from a checked vocabulary.
 
         special_tokens_strip: whether special tokens swallow the white space after them, as those of current Phi-3
-                              files do. GGUF does not store it; None decides as llama.cpp does, by "phi-3" or "phi3"
-                              in general.name
+                              files do. None: as a file of our converter says; others do not store it, and llama.cpp's
+                              rule decides, "phi-3" or "phi3" in general.name
         raises:               ModelFileError for byte tokens that are misspelt or missing
         """
-        if special_tokens_strip is None:
-            special_tokens_strip = re.search("phi-?3", vocabulary.name.lower()) is not None
+        lstrip_ids, rstrip_ids = _strip_ids(vocabulary, special_tokens_strip)
         tokens, types = vocabulary.tokens, vocabulary.types
         adds_space = vocabulary.add_space_prefix is not False
         cut = [
-            SpecialToken(i, tokens[i], rstrip=special_tokens_strip and tokens[i] not in _NEVER_STRIP)
-            for i in _ids_to_cut(vocabulary)
+            SpecialToken(i, tokens[i], lstrip=i in lstrip_ids, rstrip=i in rstrip_ids) for i in _ids_to_cut(vocabulary)
         ]
         super().__init__(
             vocab_size=len(tokens),
@@ -168,6 +166,16 @@ def _ids_to_cut(vocabulary: GGUFVocabulary) -> list[int]:
     if vocabulary.unknown_id is not None:
         ids.add(vocabulary.unknown_id)
     return [i for i in sorted(ids) if vocabulary.tokens[i]]
+
+
+def _strip_ids(vocabulary: GGUFVocabulary, strip: bool | None) -> tuple[frozenset[int], frozenset[int]]:
+    """Return the tokens that swallow white space before them, and behind them."""
+    if strip is None and vocabulary.rstrip_ids is not None:
+        return vocabulary.lstrip_ids or frozenset(), vocabulary.rstrip_ids
+    if strip is None:
+        strip = re.search("phi-?3", vocabulary.name.lower()) is not None
+    ids = [i for i in _ids_to_cut(vocabulary) if strip and vocabulary.tokens[i] not in _NEVER_STRIP]
+    return frozenset(), frozenset(ids)
 
 
 def _is_guarded(vocabulary: GGUFVocabulary, token_id: int) -> bool:

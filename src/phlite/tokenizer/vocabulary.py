@@ -10,7 +10,18 @@ from typing import Final, Protocol, TypeVar, runtime_checkable
 from phlite.errors import ModelFileError, UnsupportedModelError
 from phlite.tokenizer.special_tokens import is_marker
 
-__all__ = ["BYTE", "CONTROL", "NORMAL", "UNKNOWN", "UNUSED", "USER_DEFINED", "GGUFVocabulary", "read_vocabulary"]
+__all__ = [
+    "BYTE",
+    "CONTROL",
+    "NORMAL",
+    "STOP_KEY",
+    "STRIP_KEYS",
+    "UNKNOWN",
+    "UNUSED",
+    "USER_DEFINED",
+    "GGUFVocabulary",
+    "read_vocabulary",
+]
 
 # Values of tokenizer.ggml.token_type.
 NORMAL: Final = 1
@@ -35,6 +46,10 @@ _IDLE_KEYS = {
 # Keys whose other value would change ids in a way that no Phi model needs.
 _FIXED_KEYS = {"remove_extra_whitespaces": False, "add_eos_token": False, "escape_whitespaces": True}
 
+# Keys of phlite's own converter, for what GGUF has no key for; other programs skip them.
+STRIP_KEYS: Final = {"lstrip": "phlite.tokenizer.lstrip_token_ids", "rstrip": "phlite.tokenizer.rstrip_token_ids"}
+STOP_KEY: Final = "phlite.tokenizer.stop_token_ids"
+
 _T = TypeVar("_T", bound="int | float | str | bool")
 
 
@@ -55,6 +70,7 @@ class GGUFVocabulary:
     merges:    "left right" in order of priority (byte-level only, else empty)
     add_bos, add_space_prefix: None if the file does not say
     stop_ids:  end tokens that the file names
+    lstrip_ids, rstrip_ids: tokens that swallow the white space before, behind them; None if the file does not say
     source:    name of the file, for messages
     name, architecture: general.name and general.architecture, "" if missing
     """
@@ -72,6 +88,8 @@ class GGUFVocabulary:
     eos_id: int | None
     unknown_id: int | None
     stop_ids: frozenset[int]
+    lstrip_ids: frozenset[int] | None
+    rstrip_ids: frozenset[int] | None
     add_bos: bool | None
     add_space_prefix: bool | None
     chat_templates: dict[str, str]
@@ -124,7 +142,10 @@ def read_vocabulary(metadata: Mapping[str, object], *, source: str = "model file
         bos_id=bos_id,
         eos_id=eos_id,
         unknown_id=keys.token_id("unknown_token_id", n_tokens),
-        stop_ids=frozenset(i for key in _STOP_KEYS if (i := keys.token_id(key, n_tokens)) is not None),
+        stop_ids=frozenset(i for key in _STOP_KEYS if (i := keys.token_id(key, n_tokens)) is not None)
+        | (keys.token_ids(STOP_KEY, n_tokens) or frozenset()),
+        lstrip_ids=keys.token_ids(STRIP_KEYS["lstrip"], n_tokens),
+        rstrip_ids=keys.token_ids(STRIP_KEYS["rstrip"], n_tokens),
         add_bos=add_bos,
         add_space_prefix=keys.optional("add_space_prefix", bool),
         chat_templates=keys.chat_templates(),
@@ -175,6 +196,16 @@ class _Keys:
         if token_id is not None and not 0 <= token_id < n_tokens:
             raise self.wrong(key, str(token_id), f"an id of the vocabulary, 0 to {n_tokens - 1}")
         return token_id
+
+    def token_ids(self, name: str, n_tokens: int) -> frozenset[int] | None:
+        """Return a list of ids by the key's full name, None where the file has none."""
+        if name not in self._metadata:
+            return None
+        value = self._metadata[name]
+        ids = value.tolist() if isinstance(value, _Array) else value
+        if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < n_tokens for i in ids):
+            raise ModelFileError(f"{self._source}: {name}: expected ids of the vocabulary, 0 to {n_tokens - 1}")
+        return frozenset(ids)
 
     def general(self, key: str) -> str:
         value = self._metadata.get(key, "")
