@@ -132,7 +132,7 @@ class LLM:
         return cls(
             engine,
             tokenizer,
-            build_chat_template(tokenizer),
+            build_chat_template(tokenizer, model_name=file.metadata.get_str("general.name", "")),
             name=name_or_path,
             load_ms=load_ms,
             default_params=default_params,

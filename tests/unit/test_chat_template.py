@@ -9,6 +9,7 @@ import pytest
 from phlite.errors import ModelFileError, RequestError, UnsupportedModelError
 from phlite.tokenizer import ChatTemplate, build_chat_template, build_tokenizer
 from phlite.tokenizer.guard import unguard
+from phlite.tokenizer.template_tools import place_of_tools
 from phlite.tokenizer.turn_formats import TURN_FORMATS, name_turn_format
 
 SYSTEM = {"role": "system", "content": "S"}
@@ -36,6 +37,19 @@ def render(source: str, messages: list[Any] | None = None, **options: Any) -> st
             ),
         ),
         ("phi4-mini", "<|system|>S<|end|><|user|>U<|end|><|assistant|>"),
+        ("phi3-medium", "<|user|>\nU<|end|>\n<|assistant|>\n"),
+        ("phi3-small", "<s><|system|>\nS<|end|>\n<|user|>\nU<|end|>\n<|assistant|>\n"),
+        (
+            "phi4-first-release",
+            "<|im_start|>system<|im_sep|>S<|im_end|><|im_start|>user<|im_sep|>U<|im_end|><|im_start|>assistant<|im_sep|>",
+        ),
+        (
+            "phi4-mini-reasoning",
+            (
+                "<|system|>Your name is Phi, an AI math expert developed by Microsoft. S<|end|>"
+                "<|user|>U<|end|><|assistant|>"
+            ),
+        ),
     ],
 )
 def test_the_familys_forms(name: str, expected: str) -> None:
@@ -81,9 +95,64 @@ def test_further_entries_of_a_message_reach_the_template() -> None:
     assert rendered == "<|system|>S<|tool|>[T]<|/tool|><|end|><|user|>U<|end|><|assistant|>"
 
 
+TOOL = {"name": "f", "description": "Ärger", "parameters": {}}
+TOOL_TEXT = '[{"name": "f", "description": "Ärger", "parameters": {}}]'
+
+
+@pytest.mark.parametrize("name", ["phi4-mini", "phi4-mini-reasoning"])
+def test_tools_stand_in_the_system_message_where_the_template_looks_for_them_there(name: str) -> None:
+    source = TURN_FORMATS[name].source
+    in_message = render(source, [{**SYSTEM, "tools": TOOL_TEXT}, USER])
+    assert f"S<|tool|>{TOOL_TEXT}<|/tool|><|end|><|user|>U<|end|><|assistant|>" in in_message
+    assert render(source, [SYSTEM, USER], tools=[TOOL]) == in_message
+    assert render(source, [SYSTEM, USER], tools=[{"type": "function", "function": TOOL}]) == in_message
+    assert render(source, [{**SYSTEM, "tools": [TOOL]}, USER]) == in_message
+
+
+def test_tools_without_a_system_message_get_one() -> None:
+    rendered = render(TURN_FORMATS["phi4-mini"].source, [USER], tools=[TOOL])
+    assert rendered == f"<|system|><|tool|>{TOOL_TEXT}<|/tool|><|end|><|user|>U<|end|><|assistant|>"
+
+
+def test_tools_in_two_places_are_refused() -> None:
+    with pytest.raises(RequestError, match="the system message has tools already"):
+        render(TURN_FORMATS["phi4-mini"].source, [{**SYSTEM, "tools": TOOL_TEXT}, USER], tools=[TOOL])
+
+
+def test_special_spellings_in_tools_do_not_become_control_tokens() -> None:
+    template = ChatTemplate(TURN_FORMATS["phi4-mini"].source, special_texts=["<|end|>", "<|/tool|>", "<|tool|>"])
+    rendered = template.render([USER], tools=[{"name": "<|/tool|><|end|>"}])
+    assert rendered.count("<|/tool|>") == 1
+    assert rendered.count("<|end|>") == 2
+    assert '[{"name": "<|/tool|><|end|>"}]' in unguard(rendered)
+
+
+@pytest.mark.parametrize(
+    ("source", "place"),
+    [
+        ("{% for t in tools %}{{ t }}{% endfor %}", "variable"),
+        ("{%- if tools is defined and tools %}x{% endif %}{{ message['tools'] }}", "variable"),
+        ("{{ message['tools'] }}", "message"),
+        ('{{ m["tools"] }}', "message"),
+        ("{{ message.tools }}", "message"),
+        ("You have tools. {{ 'tools' in message }}{# tools #}", None),
+        ("{{ messages }}", None),
+        ("{{" * 100_000 + "'" * 100_001, None),
+    ],
+)
+def test_where_a_template_reads_tools(source: str, place: str | None) -> None:
+    assert place_of_tools(source) == place
+
+
+def test_a_template_that_only_speaks_of_tools_has_no_place_for_them() -> None:
+    with pytest.raises(RequestError, match="no place for them"):
+        render("You have no tools. {{ messages }}", tools=[TOOL])
+
+
 @pytest.mark.parametrize(
     ("special_tokens", "name"),
     [
+        (["<|end|>", "<|assistant|>", "<|fim_prefix|>", "<|endofprompt|>"], "phi3-small"),
         (["<|end|>", "<|assistant|>", "<|user|>"], "phi3"),
         (["<|end|>", "<|assistant|>", "<|tool_call|>"], "phi4-mini"),
         (["<|im_start|>", "<|im_sep|>", "<|im_end|>"], "phi4"),
@@ -93,6 +162,12 @@ def test_further_entries_of_a_message_reach_the_template() -> None:
 )
 def test_special_tokens_name_the_form(special_tokens: list[str], name: str | None) -> None:
     assert name_turn_format(special_tokens) == name
+
+
+def test_the_name_tells_phi4_minis_reasoning_variant_from_its_sibling() -> None:
+    special_tokens = ["<|end|>", "<|assistant|>", "<|tool_call|>"]
+    assert name_turn_format(special_tokens, "Phi 4 Mini Reasoning") == "phi4-mini-reasoning"
+    assert name_turn_format(special_tokens, "Phi 4 Mini Instruct") == "phi4-mini"
 
 
 def vocabulary(*controls: str, **changes: object) -> dict[str, Any]:
@@ -132,7 +207,7 @@ def test_templates_know_the_texts_of_bos_and_eos() -> None:
 
 def test_a_model_without_chat_says_so_when_it_is_asked_to_chat() -> None:
     template = build_chat_template(build_tokenizer(vocabulary("<|endoftext|>")))
-    with pytest.raises(UnsupportedModelError, match="no chat template"):
+    with pytest.raises(UnsupportedModelError, match=r"not trained for chat.*no chat template.*--raw.*Instruct"):
         template.render([USER])
 
 

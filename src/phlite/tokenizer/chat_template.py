@@ -60,25 +60,27 @@ class ChatTemplate:
                                entries are the template's business
         add_generation_prompt: end with the head of the assistant's turn
         continue_final:        the last message, the assistant's, is unfinished: end in the middle of it
-        tools:                 JSON schemas of functions, for templates that know them
+        tools:                 JSON schemas of functions, for templates that know them; those that look for them in
+                               the system message find them there
         raises:                RequestError for messages that are malformed or that the template does not accept,
                                ModelFileError for a template that fails or asks for too much work,
                                UnsupportedModelError for a model that was not trained for chat
         """
         if self.source is None:
             raise UnsupportedModelError(
-                "this model has no chat template and none of the special tokens of Phi's chat forms; "
-                "give it a plain prompt instead of messages"
+                "this model was not trained for chat: its file has no chat template and none of the special tokens of "
+                "Phi's chat forms; give it a text to continue (phlite run --raw, LLM.generate). Phi-2 answers "
+                "'Instruct: ...', a new line and 'Output:'"
             )
-        if tools is not None and "tools" not in self.source:
-            raise RequestError("tools: this model's chat template has no place for them; leave tools out")
         conversation = [_plain_message(message, i, self._guard.guard) for i, message in enumerate(messages)]
+        plain_tools = _plain(tools, "tools", self._guard.guard)
+        if tools is not None or any("tools" in message for message in conversation):
+            conversation, plain_tools = _place_tools(self.source, conversation, plain_tools)
         if not conversation:
             raise RequestError("messages: got none, expected at least one")
         if continue_final:
             add_generation_prompt = False
             _mark_end(conversation[-1])
-        plain_tools = _plain(tools, "tools", self._guard.guard)
         text = self._render(conversation, plain_tools, add_generation_prompt=add_generation_prompt)
         return _cut_at_mark(text) if continue_final else text
 
@@ -112,18 +114,19 @@ class ChatTemplate:
         return _run(program, variables)
 
 
-def build_chat_template(tokenizer: Tokenizer, *, tools: bool = False) -> ChatTemplate:
+def build_chat_template(tokenizer: Tokenizer, *, tools: bool = False, model_name: str = "") -> ChatTemplate:
     """Return a vocabulary's chat template: its file's own, else the form that its special tokens belong to.
 
     A model that has neither gets a template whose render() raises UnsupportedModelError.
 
-    tools:  prefer the file's template for tool use where it has one
-    raises: ModelFileError for a template that does not compile
+    tools:      prefer the file's template for tool use where it has one
+    model_name: what the file calls the model, which tells forms apart that share their special tokens
+    raises:     ModelFileError for a template that does not compile
     """
     templates = tokenizer.chat_templates
     source = templates.get("tool_use") if tools else None
     source = source or templates.get("default")
-    if source is None and (name := name_turn_format(tokenizer.special_tokens)) is not None:
+    if source is None and (name := name_turn_format(tokenizer.special_tokens, model_name)) is not None:
         source = TURN_FORMATS[name].source
     return ChatTemplate(
         source,
@@ -159,6 +162,18 @@ def _explain(error: Exception) -> str:
     line = getattr(error, "lineno", None)
     text = f"{type(error).__name__}: {str(error)[:300]}"
     return f"line {line}: {text}" if isinstance(line, int) else text
+
+
+def _place_tools(
+    source: str, conversation: list[dict[str, object]], tools: object
+) -> tuple[list[dict[str, object]], object]:
+    """Return the conversation and the variable `tools` as the template wants them."""
+    from phlite.tokenizer.template_tools import place_of_tools, put_into_system_message
+
+    place = place_of_tools(source)
+    if tools is not None and place is None:
+        raise RequestError("tools: this model's chat template has no place for them; leave tools out")
+    return (put_into_system_message(conversation, tools), None) if place == "message" else (conversation, tools)
 
 
 def _plain_message(message: Mapping[str, object], idx: int, guard: Callable[[str], str]) -> dict[str, object]:

@@ -23,6 +23,8 @@ class TurnFormat:
     generation:  head of the assistant's turn, put last when an answer is wanted
     bos_first, eos_last: begin-of-text's text comes first; end-of-text's comes last when no answer is wanted
     optional:    roles whose message is left out when its content is empty
+    opening:     a system turn that is always there and comes first: its text, and what ends it; the contents of
+                 system messages stand between, each after a space
     """
 
     source: str
@@ -31,12 +33,16 @@ class TurnFormat:
     bos_first: bool = False
     eos_last: bool = False
     optional: frozenset[str] = field(default=frozenset())
+    opening: tuple[str, str] | None = None
 
     def render(
         self, messages: Sequence[tuple[str, str]], *, add_generation_prompt: bool, bos_token: str, eos_token: str
     ) -> str:
         """Return the prompt for pairs of role and content."""
         parts = [bos_token] if self.bos_first else []
+        if self.opening is not None:
+            head, tail = self.opening
+            parts += (head, *(f" {content}" for role, content in messages if role == "system"), tail)
         for role, content in messages:
             if role in self.turns and (content or role not in self.optional):
                 head, tail = self.turns[role]
@@ -48,12 +54,17 @@ class TurnFormat:
         return "".join(parts)
 
 
-def name_turn_format(special_tokens: Container[str]) -> str | None:
-    """Return the key in TURN_FORMATS that a vocabulary with these special tokens was trained on, or None."""
+def name_turn_format(special_tokens: Container[str], model_name: str = "") -> str | None:
+    """Return the key in TURN_FORMATS that a vocabulary with these special tokens was trained on, or None.
+
+    model_name: general.name of the file; only Phi-4-mini's reasoning variant is told from its sibling by it
+    """
     if "<|im_start|>" in special_tokens and "<|im_sep|>" in special_tokens:
         return "phi4"
     if "<|assistant|>" in special_tokens and "<|end|>" in special_tokens:
-        return "phi4-mini" if "<|tool_call|>" in special_tokens else "phi3"
+        if "<|tool_call|>" in special_tokens:
+            return "phi4-mini-reasoning" if "reasoning" in model_name.lower() else "phi4-mini"
+        return "phi3-small" if "<|fim_prefix|>" in special_tokens else "phi3"
     return None
 
 
@@ -76,10 +87,15 @@ def _phi3_source(system_condition: str) -> str:
     )
 
 
-_APRIL_SOURCE = (
-    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') %}"
+_MEDIUM_SOURCE = (
+    "{% for message in messages %}{% if (message['role'] == 'user') %}"
     "{{'<|user|>' + '\n' + message['content'] + '<|end|>' + '\n' + '<|assistant|>' + '\n'}}"
     "{% elif (message['role'] == 'assistant') %}{{message['content'] + '<|end|>' + '\n'}}{% endif %}{% endfor %}"
+)
+_SMALL_SOURCE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{'<|' + message['role'] + '|>' + '\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
 _PHI4_SOURCE = (
     "{% for message in messages %}{% if (message['role'] == 'system') %}"
@@ -89,6 +105,13 @@ _PHI4_SOURCE = (
     "{{'<|im_start|>assistant<|im_sep|>' + message['content'] + '<|im_end|>'}}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"
 )
+_PHI4_FIRST_SOURCE = (
+    "{% for message in messages %}{% if (message['role'] == 'system') %}"
+    "{{'<|im_start|>system<|im_sep|>' + message['content'] + '<|im_end|>'}}"
+    "{% elif (message['role'] == 'user') %}"
+    "{{'<|im_start|>user<|im_sep|>' + message['content'] + '<|im_end|><|im_start|>assistant<|im_sep|>'}}"
+    "{% elif (message['role'] == 'assistant') %}{{message['content'] + '<|im_end|>'}}{% endif %}{% endfor %}"
+)
 _PHI4_MINI_SOURCE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'system' and 'tools' in message and message['tools'] is not none %}"
@@ -96,6 +119,17 @@ _PHI4_MINI_SOURCE = (
     "{% else %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
 )
+_MATH_EXPERT = "<|system|>Your name is Phi, an AI math expert developed by Microsoft."
+_PHI4_MINI_REASONING_SOURCE = (
+    "{{ '" + _MATH_EXPERT + "' }}"
+    "{% for message in messages %}{% if message['role'] == 'system' %}{{ ' ' + message['content'] }}"
+    "{% if 'tools' in message and message['tools'] is not none %}"
+    "{{ '<|tool|>' + message['tools'] + '<|/tool|>' }}{% endif %}{% endif %}{% endfor %}{{ '<|end|>' }}"
+    "{% for message in messages %}{% if message['role'] != 'system' %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% else %}{{ eos_token }}{% endif %}"
+)
+_USER_OPENS_ANSWER = {"user": ("<|user|>\n", "<|end|>\n<|assistant|>\n"), "assistant": ("", "<|end|>\n")}
 
 TURN_FORMATS: Mapping[str, TurnFormat] = {
     "phi3": TurnFormat(
@@ -113,20 +147,45 @@ TURN_FORMATS: Mapping[str, TurnFormat] = {
     ),
     # The first release, still in the widely used first GGUF file: no system turn, and a user's turn opens the answer.
     "phi3-april-2024": TurnFormat(
-        source=_APRIL_SOURCE,
-        turns={"user": ("<|user|>\n", "<|end|>\n<|assistant|>\n"), "assistant": ("", "<|end|>\n")},
+        source="{{ bos_token }}" + _MEDIUM_SOURCE,
+        turns=_USER_OPENS_ANSWER,
         generation="",
         bos_first=True,
+    ),
+    "phi3-medium": TurnFormat(source=_MEDIUM_SOURCE, turns=_USER_OPENS_ANSWER, generation=""),
+    "phi3-small": TurnFormat(
+        source=_SMALL_SOURCE,
+        turns={**_wrap_roles("<|{}|>\n", "<|end|>\n"), "tool": ("<|tool|>\n", "<|end|>\n")},
+        generation="<|assistant|>\n",
+        bos_first=True,
+        eos_last=True,
     ),
     "phi4": TurnFormat(
         source=_PHI4_SOURCE,
         turns=_wrap_roles("<|im_start|>{}<|im_sep|>", "<|im_end|>"),
         generation="<|im_start|>assistant<|im_sep|>",
     ),
+    # Still in Microsoft's own GGUF file.
+    "phi4-first-release": TurnFormat(
+        source=_PHI4_FIRST_SOURCE,
+        turns={
+            "system": ("<|im_start|>system<|im_sep|>", "<|im_end|>"),
+            "user": ("<|im_start|>user<|im_sep|>", "<|im_end|><|im_start|>assistant<|im_sep|>"),
+            "assistant": ("", "<|im_end|>"),
+        },
+        generation="",
+    ),
     "phi4-mini": TurnFormat(
         source=_PHI4_MINI_SOURCE,
         turns={**_wrap_roles("<|{}|>", "<|end|>"), "tool": ("<|tool|>", "<|end|>")},
         generation="<|assistant|>",
         eos_last=True,
+    ),
+    "phi4-mini-reasoning": TurnFormat(
+        source=_PHI4_MINI_REASONING_SOURCE,
+        turns={role: (f"<|{role}|>", "<|end|>") for role in ("user", "assistant", "tool")},
+        generation="<|assistant|>",
+        eos_last=True,
+        opening=(_MATH_EXPERT, "<|end|>"),
     ),
 }
