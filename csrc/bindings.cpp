@@ -39,4 +39,5 @@ NB_MODULE(_native, m) {
   bind_formats(m);
   bind_matmul(m);
   bind_attention(m);
+  bind_quantize(m);
 }

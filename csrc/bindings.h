@@ -6,4 +6,5 @@ namespace phlite {
 void bind_formats(nanobind::module_& m);
 void bind_matmul(nanobind::module_& m);
 void bind_attention(nanobind::module_& m);
+void bind_quantize(nanobind::module_& m);
 }  // namespace phlite

@@ -16,8 +16,10 @@ from phlite.ops.attention import AttentionBatch, BlockSparse, KVCache, attention
 from phlite.ops.dequantize import dequantize, embedding
 from phlite.ops.isa import select_forced_isa, select_isa
 from phlite.ops.linear import Activation, PackedMatrix, ThreadPool, linear, norm, pack_matrix
+from phlite.ops.quantize import QUANTIZABLE, quantize, quantize_bytes
 
 __all__ = [
+    "QUANTIZABLE",
     "Activation",
     "AttentionBatch",
     "BlockSparse",
@@ -34,6 +36,8 @@ __all__ = [
     "norm",
     "pack_matrix",
     "physical_core_count",
+    "quantize",
+    "quantize_bytes",
     "select_isa",
     "supported_isas",
 ]
