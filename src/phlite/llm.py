@@ -23,6 +23,7 @@ from phlite.errors import ModelFileError, RequestError
 from phlite.memory import available_memory_bytes
 from phlite.models.base import CausalLM
 from phlite.recommended import recommended_params
+from phlite.spelling import Speller
 
 if TYPE_CHECKING:
     from phlite.perplexity import Perplexity
@@ -73,6 +74,7 @@ class LLM:
         self.load_ms = load_ms
         self.default_params = SamplingParams() if default_params is None else default_params
         self.shared = SharedEngine(engine)
+        self.speller = Speller(tokenizer)
 
     @classmethod
     def load(
@@ -360,7 +362,7 @@ class LLM:
     def start(self, prompt_ids: list[int], params: SamplingParams, *, continues_text: bool) -> CompletionStream:
         """Queue a prompt; the stream does the work when it is read. continues_text: a leading space is text."""
         text_stream = self.tokenizer.stream(stop=params.stop_strings, continues_text=continues_text)
-        sequence = self.shared.add(prompt_ids, params)
+        sequence = self.shared.add(prompt_ids, self.speller.spelt(params))
         return CompletionStream(self.shared, Transcript(sequence, text_stream), self.load_ms)
 
     def astart(self, prompt_ids: list[int], params: SamplingParams, *, continues_text: bool) -> AsyncCompletionStream:
@@ -370,7 +372,9 @@ class LLM:
 
         text_stream = self.tokenizer.stream(stop=params.stop_strings, continues_text=continues_text)
         loop, event = asyncio.get_running_loop(), asyncio.Event()
-        sequence = self.shared.add(prompt_ids, params, on_progress=lambda: loop.call_soon_threadsafe(event.set))
+        sequence = self.shared.add(
+            prompt_ids, self.speller.spelt(params), on_progress=lambda: loop.call_soon_threadsafe(event.set)
+        )
         return AsyncCompletionStream(self.shared, Transcript(sequence, text_stream), self.load_ms, event)
 
 

@@ -24,6 +24,7 @@ ORDER = [
     "completion",
     "perplexity",
     "recommended",
+    "spelling",
     "engine",
     "convert",
     "models",

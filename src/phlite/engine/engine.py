@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from phlite.engine.batch import BatchBuilder
 from phlite.engine.blocks import BLOCK_SIZE
 from phlite.engine.params import SamplingParams
-from phlite.engine.sampling import F32, TokenLogprob, compute_logprob, sample, uniform
+from phlite.engine.sampling import F32, Choice, TokenLogprob, choose, compute_logprob, uniform
 from phlite.engine.scheduler import Scheduler, n_blocks_for
 from phlite.engine.sequence import FinishReason, Sequence, build_sequence
 from phlite.errors import ContextLengthError, ModelFileError, RequestError
@@ -198,7 +198,11 @@ class Engine:
                 " left for the answer; shorten the prompt or load the model with a larger n_ctx (its longest is"
                 f" {self.model.config.max_position_embeddings})"
             )
-        for name, values in (("prompt", ids), ("logit_bias", params.logit_bias or ())):
+        if params.max_length is not None and len(ids) >= params.max_length:
+            raise RequestError(
+                f"max_length: got {params.max_length}, expected more than the {len(ids)} tokens of the prompt"
+            )
+        for name, values in (("prompt", ids), *params.token_ids()):
             for token_id in values:
                 if not 0 <= token_id < vocab_size:
                     raise RequestError(f"{name}: got token id {token_id}, expected 0 to {vocab_size - 1}")
@@ -206,9 +210,17 @@ class Engine:
     def extend(self, sequence: Sequence, logits: F32, now_s: float) -> StepOutput:
         """Sample the next token of a sequence, append it, and end the sequence when it is the last."""
         params, state, n_ids = sequence.params, sequence.state, sequence.n_ids
-        draw = uniform(sequence.seed, n_ids - state.n_prompt)
+        n_output = n_ids - state.n_prompt
+        choice = Choice(
+            params,
+            state.ids[:n_ids],
+            state.n_prompt,
+            u=uniform(sequence.seed, n_output),
+            stop_ids=state.stop_ids,
+            mu=state.mus[n_output] if params.mirostat else 0.0,
+        )
         try:
-            token_id = sample(logits, params, state.ids[:n_ids], n_prompt=state.n_prompt, u=draw, steps=state.steps)
+            token_id = choose(logits, choice, state.steps)
         except Exception as error:
             # The caller's function or bias is at fault: its own sequence ends, the neighbours go on.
             sequence.error = error
@@ -217,6 +229,9 @@ class Engine:
         logprob = None if params.logprobs is None else compute_logprob(logits, token_id, params.logprobs)
         if logprob is not None:
             sequence.logprobs.append(logprob)
+        if params.mirostat:
+            # Kept by the number of the token, so that a choice that is repeated after an interrupt finds its own.
+            state.mus[n_output + 1 :] = [choice.mu]
         state.ids[n_ids] = token_id
         sequence.output_ids.append(token_id)
         self.note_time(sequence, now_s)

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from phlite.engine.checks import (
+    check_integer,
+    check_number,
+    checked_breakers,
+    checked_ids,
+    checked_logit_bias,
+    checked_stop,
+    checked_words,
+    only_ids,
+)
+from phlite.engine.orders import checked_order
 from phlite.errors import RequestError
 
-__all__ = ["MAX_SEED", "LogitsFunction", "SamplingParams"]
+__all__ = ["GREEDY_BELOW", "MAX_SEED", "LogitsFunction", "SamplingParams"]
 
 MAX_SEED = 2**64 - 1
+GREEDY_BELOW = 1e-7
+MOST_BEAMS = 64
 
 # (all ids of the sequence so far, prompt first: int32[n], logits: float32[V]) -> float32[V]
 LogitsFunction = Callable[[NDArray[np.int32], NDArray[np.float32]], NDArray[np.float32]]
@@ -25,20 +37,40 @@ class SamplingParams:
     """How the next token is chosen, and when generation ends.
 
     The defaults are those of Microsoft's tutorial program: temperature 1.0, at most 100 tokens, no top-p, repeat
-    penalty 1.2 over the last 64 generated tokens, a random seed. `SamplingParams.greedy()` is plain argmax.
+    penalty 1.2 over the last 64 generated tokens, a random seed. `SamplingParams.greedy()` is plain argmax,
+    `SamplingParams.beam_search(4)` looks for the most likely text.
 
     temperature:       divides the logits; 0 (or < 1e-7) takes the largest logit
     top_k:             keep the k largest; None or 0: off
     top_p:             keep the smallest set of largest probabilities that reaches p, 0 < p <= 1; None or 1: off
     min_p:             drop tokens below min_p times the largest probability, 0 <= min_p <= 1; None or 0: off
+    typical_p:         keep the tokens of most usual surprise that reach p together, 0 < p <= 1; None or 1: off
+    top_n_sigma:       keep logits within n standard deviations of the largest; None: off
+    xtc_probability:   how often all tokens of at least xtc_threshold but the least likely of them are left out; 0: off
+    xtc_threshold:     0..1; above 0.5 nothing is left out
+    dynatemp_range:    temperature moves by so much with the entropy, to the power dynatemp_exponent; 0: off
+    mirostat:          1 or 2 (the version): keep the surprise near mirostat_tau bits, learning at rate mirostat_eta,
+                       instead of the filters above; 0: off
     repeat_penalty:    > 0; each distinct id of the window: logit / penalty if logit >= 0, else logit * penalty; 1: off
-    repeat_last_n:     window of generated tokens for repeat_penalty; 0: off, -1: all of them
+    repeat_last_n:     window of repeat_penalty in tokens; 0: off, -1: all of them
     frequency_penalty: -2..2; logit -= penalty * (times the id was generated)
     presence_penalty:  -2..2; logit -= penalty, once, for each id that was generated
+    dry_multiplier:    ids that lengthen a repetition of n >= dry_allowed_length tokens lose dry_multiplier *
+                       dry_base ** (n - dry_allowed_length) of their logit; 0: off
+    dry_last_n:        how many tokens of prompt and output are searched for it; -1: all
+    dry_breakers:      ids, or texts (LLM only: every token that contains one), which a repetition does not cross
     logit_bias:        id -> number added to its logit; -inf forbids the id
     logits_function:   called with (ids so far, logits) before temperature; returns the logits to use
+    sampler_order:     the engine whose order and rules are followed: "candle", "transformers", "llama.cpp", "openai";
+                       or names of samplers in an order of one's own, by llama.cpp's rules (docs/python.md has both)
+    no_repeat_ngram_size: no n tokens of prompt and output occur twice; 0: off
+    bad_words:         sequences of ids, or texts (LLM only), that are never completed
+    suppress_token_ids: ids that never come
     seed:              0..2**64 - 1; None: drawn from the operating system and reported with the result
     max_tokens:        most tokens to generate, >= 1; None: until the context is full
+    max_length:        most tokens of prompt and output together; None: no such limit
+    min_tokens:        no id that ends the generation comes before so many are generated
+    min_length:        the same, of prompt and output together
     stop:              strings that end the generation and are cut off; needs text, so the engine alone ignores them
     stop_token_ids:    ids that end the generation, besides the model's own
     ignore_eos:        do not stop at the model's own end tokens
@@ -52,14 +84,35 @@ class SamplingParams:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    typical_p: float | None = None
+    top_n_sigma: float | None = None
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    mirostat: Literal[0, 1, 2] = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
     repeat_penalty: float = 1.2
     repeat_last_n: int = 64
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_last_n: int = -1
+    dry_breakers: Iterable[str | int] = ("\n", ":", '"', "*")
     logit_bias: Mapping[int, float] | None = None
     logits_function: LogitsFunction | None = None
+    sampler_order: str | tuple[str, ...] = "candle"
+    no_repeat_ngram_size: int = 0
+    bad_words: str | Iterable[str | Iterable[int]] = ()
+    suppress_token_ids: Iterable[int] = ()
     seed: int | None = None
     max_tokens: int | None = 100
+    max_length: int | None = None
+    min_tokens: int = 0
+    min_length: int = 0
     stop: str | Iterable[str] = ()
     stop_token_ids: Iterable[int] = ()
     ignore_eos: bool = False
@@ -75,82 +128,118 @@ class SamplingParams:
         return replace(self, seed=seed)
 
     @property
+    def is_greedy(self) -> bool:
+        """Whether the largest logit is taken."""
+        return self.temperature < GREEDY_BELOW
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         """Return `stop` as the tuple it was normalised to."""
         return tuple(self.stop)
+
+    def token_ids(self) -> list[tuple[str, Iterable[int]]]:
+        """Return every field that names token ids, with them.
+
+        raises: RequestError for a text in their place: only an LLM can spell it
+        """
+        words = [part for word in self.bad_words for part in ([word] if isinstance(word, str) else word)]
+        return [
+            ("logit_bias", self.logit_bias or ()),
+            ("bad_words", only_ids("bad_words", words)),
+            ("dry_breakers", only_ids("dry_breakers", self.dry_breakers if self.dry_multiplier else ())),
+            ("suppress_token_ids", self.suppress_token_ids),
+        ]
 
     def __post_init__(self) -> None:
         check_number("temperature", self.temperature, low=0.0)
         check_integer("top_k", self.top_k, low=0, optional=True)
         check_number("top_p", self.top_p, low=0.0, high=1.0, low_open=True, optional=True)
         check_number("min_p", self.min_p, low=0.0, high=1.0, optional=True)
+        check_number("typical_p", self.typical_p, low=0.0, high=1.0, low_open=True, optional=True)
+        check_number("top_n_sigma", self.top_n_sigma, low=0.0, low_open=True, optional=True)
+        check_number("xtc_probability", self.xtc_probability, low=0.0, high=1.0)
+        check_number("xtc_threshold", self.xtc_threshold, low=0.0, high=1.0)
+        check_number("dynatemp_range", self.dynatemp_range, low=0.0)
+        check_number("dynatemp_exponent", self.dynatemp_exponent, low=0.0)
+        check_integer("mirostat", self.mirostat, low=0, high=2)
+        check_number("mirostat_tau", self.mirostat_tau, low=0.0)
+        check_number("mirostat_eta", self.mirostat_eta, low=0.0)
         check_number("repeat_penalty", self.repeat_penalty, low=0.0, low_open=True)
         check_integer("repeat_last_n", self.repeat_last_n, low=-1)
         check_number("frequency_penalty", self.frequency_penalty, low=-2.0, high=2.0)
         check_number("presence_penalty", self.presence_penalty, low=-2.0, high=2.0)
+        check_number("dry_multiplier", self.dry_multiplier, low=0.0)
+        check_number("dry_base", self.dry_base, low=1.0)
+        check_integer("dry_allowed_length", self.dry_allowed_length, low=1)
+        check_integer("dry_last_n", self.dry_last_n, low=-1)
+        check_integer("no_repeat_ngram_size", self.no_repeat_ngram_size, low=0)
         check_integer("seed", self.seed, low=0, high=MAX_SEED, optional=True)
         check_integer("max_tokens", self.max_tokens, low=1, optional=True)
+        check_integer("max_length", self.max_length, low=1, optional=True)
+        check_integer("min_tokens", self.min_tokens, low=0)
+        check_integer("min_length", self.min_length, low=0)
         check_integer("logprobs", self.logprobs, low=0, optional=True)
         if self.logits_function is not None and not callable(self.logits_function):
             raise RequestError(f"logits_function: got {self.logits_function!r}, expected a callable or None")
-        object.__setattr__(self, "logit_bias", checked_logit_bias(self.logit_bias))
-        object.__setattr__(self, "stop", checked_stop(self.stop))
-        ids = tuple(self.stop_token_ids)
-        for token_id in ids:
-            check_integer("stop_token_ids", token_id, low=0)
-        object.__setattr__(self, "stop_token_ids", ids)
+        tidy = {
+            "logit_bias": checked_logit_bias(self.logit_bias),
+            "dry_breakers": checked_breakers(self.dry_breakers),
+            "bad_words": checked_words(self.bad_words),
+            "sampler_order": checked_order(self.sampler_order),
+            "suppress_token_ids": checked_ids("suppress_token_ids", self.suppress_token_ids),
+            "stop_token_ids": checked_ids("stop_token_ids", self.stop_token_ids),
+            "stop": checked_stop(self.stop),
+        }
+        for name, value in tidy.items():
+            object.__setattr__(self, name, value)
+        check_together(self)
 
 
-def check_number(
-    name: str,
-    value: object,
-    *,
-    low: float,
-    high: float = math.inf,
-    low_open: bool = False,
-    optional: bool = False,
-) -> None:
-    """Raise RequestError unless value is a finite real number in [low, high], or (low, high] with low_open."""
-    if value is None and optional:
-        return
-    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if is_number:
-        number = float(value)  # type: ignore[arg-type]
-        if math.isfinite(number) and low <= number <= high and not (low_open and number == low):
-            return
-    bound = f"{'>' if low_open else '>='} {low:g}" + (f" and <= {high:g}" if high != math.inf else "")
-    raise RequestError(f"{name}: got {value!r}, expected a number {bound}{' or None' if optional else ''}")
+def check_together(params: SamplingParams) -> None:
+    """Raise RequestError where fields that are right by themselves contradict each other."""
+    is_on = active_samplers(params)
+    if params.mirostat:
+        if params.is_greedy:
+            raise RequestError("mirostat: got temperature 0, expected one above 0, since mirostat draws")
+        others = [name for name in ("top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc") if is_on[name]]
+        if others:
+            raise RequestError(f"mirostat: got {', '.join(others)} too, which it replaces; switch one or the other off")
+    if params.dynatemp_range and params.is_greedy:
+        raise RequestError("dynatemp_range: got temperature 0, expected one above 0 that it can move")
+    for name, low, limit, high in (
+        ("min_tokens", params.min_tokens, "max_tokens", params.max_tokens),
+        ("min_length", params.min_length, "max_length", params.max_length),
+    ):
+        if high is not None and low > high:
+            raise RequestError(f"{name}: got {low}, expected at most {limit} = {high}")
+    if params.sampler_order == "transformers" and params.repeat_last_n not in (-1, 0, 64):
+        raise RequestError(
+            f"repeat_last_n: got {params.repeat_last_n}, but the order 'transformers' penalises the whole text;"
+            " leave it out or choose another sampler_order"
+        )
+    if isinstance(params.sampler_order, tuple):
+        missing = [name for name, on in is_on.items() if on and name not in params.sampler_order]
+        if missing:
+            raise RequestError(
+                f"sampler_order: {', '.join(missing)} would have an effect but has no place in it; name it there or"
+                " switch it off (penalties: repeat_penalty=1)"
+            )
 
 
-def check_integer(name: str, value: object, *, low: int, high: int | None = None, optional: bool = False) -> None:
-    """Raise RequestError unless value is an integer (no bool) in [low, high]."""
-    if value is None and optional:
-        return
-    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if is_integer and low <= int(value) and (high is None or int(value) <= high):  # type: ignore[call-overload]
-        return
-    bound = f">= {low}" + (f" and <= {high}" if high is not None else "")
-    raise RequestError(f"{name}: got {value!r}, expected an integer {bound}{' or None' if optional else ''}")
-
-
-def checked_logit_bias(bias: Mapping[int, float] | None) -> Mapping[int, float] | None:
-    """Return a read-only copy of the bias, None when it is empty."""
-    if not bias:
-        return None
-    if not isinstance(bias, Mapping):
-        raise RequestError(f"logit_bias: got {type(bias).__name__}, expected a mapping of token id to number")
-    for token_id, value in bias.items():
-        check_integer("logit_bias (token id)", token_id, low=0)
-        is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-        if not is_number or math.isnan(value) or value == math.inf:
-            raise RequestError(f"logit_bias[{token_id}]: got {value!r}, expected a finite number or -inf")
-    return MappingProxyType({int(token_id): float(value) for token_id, value in bias.items()})
-
-
-def checked_stop(stop: str | Iterable[str]) -> tuple[str, ...]:
-    """Return the stop strings as a tuple without empty entries allowed."""
-    strings = (stop,) if isinstance(stop, str) else tuple(stop)
-    for text in strings:
-        if not isinstance(text, str) or not text:
-            raise RequestError(f"stop: got {text!r}, expected non-empty strings")
-    return strings
+def active_samplers(params: SamplingParams) -> dict[str, bool]:
+    """Return for each sampler of an order whether these parameters give it something to do."""
+    draws = not params.is_greedy
+    repeats = params.repeat_penalty != 1.0 and params.repeat_last_n != 0
+    return {
+        "logit_bias": params.logit_bias is not None,
+        "penalties": repeats or params.frequency_penalty != 0.0 or params.presence_penalty != 0.0,
+        "dry": params.dry_multiplier > 0.0,
+        "logits_function": params.logits_function is not None,
+        "temperature": draws and (params.temperature != 1.0 or params.dynatemp_range > 0.0),
+        "top_n_sigma": params.top_n_sigma is not None,
+        "top_k": bool(params.top_k),
+        "typical_p": params.typical_p is not None and params.typical_p < 1.0,
+        "top_p": params.top_p is not None and params.top_p < 1.0,
+        "min_p": bool(params.min_p),
+        "xtc": params.xtc_probability > 0.0,
+    }

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phlite.engine.params import SamplingParams
-from phlite.engine.sampling import Step, TokenLogprob, build_steps
+from phlite.engine.sampling import Step, TokenLogprob, build_steps, first_mu
 
 __all__ = ["FinishReason", "Sequence", "Timings"]
 
@@ -76,6 +76,7 @@ class SequenceState:
     regime:      the model's rope regime those were rotated with
     block_table: int32[max blocks]; cache blocks in order of position, -1 beyond n_blocks
     steps:       the sampling steps its parameters ask for
+    mus:         with mirostat, its bound for each output id so far and for the next one
     """
 
     stop_ids: frozenset[int]
@@ -84,6 +85,7 @@ class SequenceState:
     n_prompt: int
     block_table: NDArray[np.int32]
     steps: tuple[Step, ...]
+    mus: list[float]
     n_blocks: int = 0
     n_cached: int = 0
     regime: int = 0
@@ -96,7 +98,11 @@ def build_sequence(
 ) -> Sequence:
     """Return a sequence that has not begun; the caller has checked that the prompt is shorter than n_ctx."""
     n_prompt = len(prompt_ids)
-    max_ids = n_ctx if params.max_tokens is None else min(n_ctx, n_prompt + params.max_tokens)
+    max_ids = min(
+        n_ctx,
+        n_ctx if params.max_tokens is None else n_prompt + params.max_tokens,
+        n_ctx if params.max_length is None else params.max_length,
+    )
     ids = np.empty(max_ids, np.int32)
     ids[:n_prompt] = prompt_ids
     state = SequenceState(
@@ -106,5 +112,6 @@ def build_sequence(
         n_prompt=n_prompt,
         block_table=np.full(-(-max_ids // block_size), -1, np.int32),
         steps=build_steps(params),
+        mus=[first_mu(params)],
     )
     return Sequence(prompt_ids, params, seed, state=state)

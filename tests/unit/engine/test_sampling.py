@@ -6,7 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phlite.engine import SamplingParams
-from phlite.engine.sampling import apply_repeat_penalty, compute_logprob, draw, largest_rows, sample, uniform
+from phlite.engine.sampling import compute_logprob, sample, uniform
+from phlite.engine.sampling.candidates import largest_rows
+from phlite.engine.sampling.draw import draw
+from phlite.engine.sampling.penalties import apply_repeat_penalty
 from phlite.errors import RequestError
 
 NO_PENALTY = {"repeat_penalty": 1.0}
