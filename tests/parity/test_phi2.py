@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gguf
 import numpy as np
 import pytest
-from tiny_models import all_logits, greedy_ids
+from tiny_models import all_logits, greedy_ids, write_hf_folder
 from tiny_models.phi import PHI_MEMBERS, random_phi_checkpoint, split_phi_weights, write_phi_gguf
 
-from phlite.models.registry import load_model
+from phlite.checkpoint import load_checkpoint
+from phlite.convert import convert_checkpoint
+from phlite.gguf import FileType, load_gguf
+from phlite.models.registry import build_checkpoint_model, load_model
 
 MAX_RELATIVE_DIFFERENCE = 1e-4
 
@@ -95,3 +99,35 @@ def test_the_same_file_in_llama_cpp(llama_cpp_model, tmp_path, pool, random_ids,
     decided = best_two[:, 1] - best_two[:, 0] > 5 * np.sqrt(2) * (got - expected).std(axis=-1)
     assert decided.mean() > 0.25
     np.testing.assert_array_equal(got.argmax(axis=-1)[decided], expected.argmax(axis=-1)[decided])
+
+
+def test_a_saved_checkpoint_and_its_conversion_give_the_same_bits_and_llama_cpp_the_same_logits(
+    transformers_model, llama_cpp_model, tmp_path, pool, random_ids
+):
+    oracle = TransformersPhi(random_phi_checkpoint(PHI_MEMBERS["phi-2"], seed=64))
+    folder = write_hf_folder(tmp_path / "model", random_phi_checkpoint(PHI_MEMBERS["phi-2"], seed=1))  # a tokenizer
+    oracle.model.save_pretrained(folder)
+    ids = random_ids(64, 512)
+    with load_checkpoint(folder) as checkpoint:
+        logits = all_logits(build_checkpoint_model(checkpoint, pool=pool), ids)
+        path = convert_checkpoint(checkpoint, tmp_path / "tiny.gguf", file_type=FileType.F32)
+    assert relative_difference(logits, oracle.logits(ids)) < MAX_RELATIVE_DIFFERENCE
+    assert np.array_equal(all_logits(load_model(path, pool=pool), ids), logits)
+
+    llama = llama_cpp_model(path, 256)
+    llama.eval(ids)
+    expected = np.array(llama.scores[: len(ids)])
+    llama.close()
+    assert np.linalg.norm(logits - expected) / np.linalg.norm(expected) < 4e-4  # its GELU, as above
+
+
+def test_converted_tensors_have_the_names_of_the_gguf_package(tmp_path):
+    folder = write_hf_folder(tmp_path / "model", random_phi_checkpoint(PHI_MEMBERS["phi-1.5"], "BF16"))
+    with load_checkpoint(folder) as checkpoint:
+        path = convert_checkpoint(checkpoint, tmp_path / "tiny.gguf")
+        names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.PHI2, 2)
+        expected = {names.get_name(name, try_suffixes=(".weight", ".bias")) for name in checkpoint.tensors}
+    with load_gguf(path) as file:
+        assert set(file.tensors) == expected
+        kinds = {(len(tensor.shape), tensor.type.name) for tensor in file.tensors.values()}
+    assert kinds == {(1, "F32"), (2, "BF16")}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from phlite.checkpoint import Checkpoint
+from phlite.convert.phi2 import plan_phi2
 from phlite.convert.phi3 import plan_phi3
 from phlite.convert.plan import Conversion
 from phlite.errors import UnsupportedModelError
@@ -14,6 +15,7 @@ from phlite.gguf import quoted
 __all__ = ["PLANS", "plan_conversion"]
 
 PLANS: Final[dict[str, Callable[[Checkpoint], Conversion]]] = {
+    "phi": plan_phi2,
     "phi3": plan_phi3,
 }
 """model_type of config.json -> plan of the conversion."""

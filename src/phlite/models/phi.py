@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phlite import ops
+from phlite.checkpoint import Checkpoint
 from phlite.gguf import GGUFFile
 from phlite.layers.attention import CachedAttention
 from phlite.layers.embedding import Embedding
@@ -134,6 +135,18 @@ class PhiForCausalLM:
         """
         weights = Weights(file.tensors, source=file.metadata.source, names=GGUF_NAMES, mapped=True)
         model = cls(PhiConfig.from_gguf(file.metadata, weights), weights, pool)
+        weights.check_all_used()
+        return model
+
+    @classmethod
+    def from_hf(cls, checkpoint: Checkpoint, *, pool: ops.ThreadPool) -> PhiForCausalLM:
+        """Return the model of an open checkpoint of model_type `phi`; as from_gguf, its weights in the types they have.
+
+        raises: as from_gguf
+        """
+        weights = Weights(checkpoint.tensors, source=checkpoint.source, mapped=checkpoint.mapped)
+        config = PhiConfig.from_hf_config(checkpoint.config, source=checkpoint.config_source)
+        model = cls(config, weights, pool)
         weights.check_all_used()
         return model
 

@@ -20,7 +20,8 @@ ARCHITECTURES: dict[str, type[Phi3ForCausalLM] | type[PhiForCausalLM]] = {
 }
 """general.architecture of a GGUF file -> model class."""
 
-MODEL_TYPES = {
+MODEL_TYPES: dict[str, type[Phi3ForCausalLM] | type[PhiForCausalLM]] = {
+    "phi": PhiForCausalLM,
     "phi3": Phi3ForCausalLM,
 }
 """model_type of a Hugging Face config.json -> model class."""
