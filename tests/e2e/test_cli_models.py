@@ -11,9 +11,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from e2e.hub_server import HubServer
 from tiny_models import random_checkpoint, tiny_config, write_gguf
+from tiny_models.phi import random_phi_checkpoint, tiny_phi_config, write_phi_gguf
+
+from phlite.gguf import GGMLType, GGUFWriter, ValueType
 
 Phlite = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -142,6 +146,35 @@ def test_show_describes_a_file(phlite: Phlite, endless_model: Path) -> None:
     shown = phlite("show", endless_model).stdout
     for text in ("phi3", "million", "2 layers, 128 wide", "131072 tokens", "SentencePiece BPE, 4096 tokens", "F16"):
         assert text in shown
+
+
+def test_show_describes_a_member_without_a_chat_template(phlite: Phlite, tmp_path: Path) -> None:
+    path = write_phi_gguf(tmp_path / "phi-2.gguf", random_phi_checkpoint(tiny_phi_config(), fused=True))
+    shown = phlite("show", path).stdout
+    assert "phi2, that of Phi-1, Phi-1.5, Phi-2" in shown
+    assert "2 layers, 320 wide, 4 heads (4 for keys and values), MLP 1280" in shown
+    assert re.search(r"chat template none in the file; the form phi3, by its special tokens\n", shown)
+    assert re.search(r"stops at +<\|endoftext\|> </s> ", shown)
+
+
+def test_show_counts_the_experts_that_a_token_uses(phlite: Phlite, tmp_path: Path) -> None:
+    path = tmp_path / "moe.gguf"
+    with GGUFWriter(path) as writer:
+        writer.add("general.architecture", "phimoe")
+        for key, value in {"expert_count": 16, "expert_used_count": 2, "feed_forward_length": 32}.items():
+            writer.add(f"phimoe.{key}", value, ValueType.UINT32)
+        zeros = np.zeros(16 * 10_000 * 32, np.float32)
+        writer.add_tensor("blk.0.ffn_up_exps.weight", (16, 10_000, 32), GGMLType.F32, zeros)
+        writer.add_tensor("output_norm.weight", (100_000,), GGMLType.F32, zeros[:100_000].copy())
+    shown = phlite("show", path).stdout
+    assert "5.22 million, 0.74 million of them for each token" in shown
+    assert "16 experts of MLP 32, 2 for each token" in shown
+
+
+def test_show_tells_which_architecture_cannot_run(phlite: Phlite, tmp_path: Path) -> None:
+    with GGUFWriter(tmp_path / "x.gguf") as writer:
+        writer.add("general.architecture", "gpt2")
+    assert "gpt2, which phlite does not run; it runs phi2, phi3" in phlite("show", tmp_path / "x.gguf").stdout
 
 
 def test_show_tells_how_to_sample(phlite: Phlite, endless_model: Path, tmp_path: Path) -> None:

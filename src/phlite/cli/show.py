@@ -13,8 +13,19 @@ from phlite.cli.terminal import printable
 from phlite.gguf import GGMLType, GGUFFile, Metadata, file_type_name, load_gguf
 from phlite.hub import fetch, format_bytes
 from phlite.recommended import recommended_fields
+from phlite.tokenizer.special_tokens import STOP_TEXTS
+from phlite.tokenizer.turn_formats import TURN_FORMATS, name_turn_format
 
 MAX_VALUE_CHARACTERS = 100
+
+CLASSES = {
+    "phi2": "Phi-1, Phi-1.5, Phi-2",
+    "phi3": "Phi-3-mini and medium, Phi-3.5-mini, Phi-4, Phi-4-mini",
+    "phi3small": "Phi-3-small",
+    "phimoe": "Phi-3.5-MoE, Phi-mini-MoE",
+    "llama": "the first conversions of Phi-3-mini",
+}
+"""general.architecture -> the members of the family that have it."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -39,8 +50,8 @@ def _summary(file: GGUFFile) -> list[tuple[str, str]]:
     rows = [
         ("model", metadata.get_str("general.name", "unnamed")),
         ("file", f"{file.paths[0]} ({format_bytes(file.n_bytes)}{_parts(file)})"),
-        ("architecture", arch),
-        ("parameters", _count(sum(tensor.n_elements for tensor in file.tensors.values()))),
+        ("architecture", _architecture(arch)),
+        ("parameters", _parameters(file, arch)),
         ("shape", _shape(metadata, arch)),
         ("context", _context(metadata, arch)),
         ("quantisation", file_type_name(metadata.get_int("general.file_type", -1))),
@@ -49,14 +60,32 @@ def _summary(file: GGUFFile) -> list[tuple[str, str]]:
         ("sampling", named_sampling(recommended_fields(metadata)) or "no recommendation"),
         ("licence", metadata.get_str("general.license", "not given")),
     ]
-    template = metadata.get_str("tokenizer.chat_template", "")
-    rows.append(("chat template", f"{len(template)} characters (-v shows it)" if template else "none"))
+    rows += [("chat template", _chat_template(metadata)), ("stops at", " ".join(_stop_texts(metadata)) or "nothing")]
     description = metadata.get_str("general.description", "")
     return [*rows, ("description", description)] if description else rows
 
 
 def _parts(file: GGUFFile) -> str:
     return f" in {len(file.paths)} parts" if len(file.paths) > 1 else ""
+
+
+def _architecture(arch: str) -> str:
+    from phlite.models.registry import ARCHITECTURES
+
+    if arch not in ARCHITECTURES:
+        return f"{arch}, which phlite does not run; it runs {', '.join(ARCHITECTURES)}"
+    return f"{arch}, that of {CLASSES[arch]}" if arch in CLASSES else arch
+
+
+def _parameters(file: GGUFFile, arch: str) -> str:
+    n_all = sum(tensor.n_elements for tensor in file.tensors.values())
+    n_experts = file.metadata.get_int(f"{arch}.expert_count", 0)
+    n_used = file.metadata.get_int(f"{arch}.expert_used_count", 0)
+    if not 0 < n_used < n_experts:
+        return _count(n_all)
+    of_experts = sum(tensor.n_elements for tensor in file.tensors.values() if "_exps." in tensor.name)
+    n_active = n_all - of_experts + of_experts * n_used // n_experts
+    return f"{_count(n_all)}, {_count(n_active)} of them for each token"
 
 
 def _count(n: int) -> str:
@@ -68,9 +97,10 @@ def _shape(metadata: Metadata, arch: str) -> str:
         return str(metadata.get(f"{arch}.{key}", "?"))
 
     heads = f"{value('attention.head_count')} heads ({value('attention.head_count_kv')} for keys and values)"
-    return (
-        f"{value('block_count')} layers, {value('embedding_length')} wide, {heads}, MLP {value('feed_forward_length')}"
-    )
+    mlp = f"MLP {value('feed_forward_length')}"
+    if f"{arch}.expert_count" in metadata:
+        mlp = f"{value('expert_count')} experts of {mlp}, {value('expert_used_count')} for each token"
+    return f"{value('block_count')} layers, {value('embedding_length')} wide, {heads}, {mlp}"
 
 
 def _context(metadata: Metadata, arch: str) -> str:
@@ -98,6 +128,23 @@ def _tokenizer(metadata: Metadata) -> str:
     model = metadata.get_str("tokenizer.ggml.model", "none")
     tokens = metadata.get_str_array("tokenizer.ggml.tokens", [])
     return f"{kinds.get(model, model)}, {len(tokens)} tokens"
+
+
+def _chat_template(metadata: Metadata) -> str:
+    source = metadata.get_str("tokenizer.chat_template", "")
+    if source:
+        known = next((name for name, turns in TURN_FORMATS.items() if turns.source == source), None)
+        return f"{len(source)} characters{f', the form {known}' if known else ''} (-v shows it)"
+    tokens = frozenset(metadata.get_str_array("tokenizer.ggml.tokens", []))
+    name = name_turn_format(tokens, metadata.get_str("general.name", ""))
+    return f"none in the file; the form {name}, by its special tokens" if name else "none: not trained for chat"
+
+
+def _stop_texts(metadata: Metadata) -> list[str]:
+    tokens = metadata.get_str_array("tokenizer.ggml.tokens", [])
+    by_id = [metadata.get_int(f"tokenizer.ggml.{key}_token_id", -1) for key in ("eos", "eot", "eom")]
+    named = [tokens[i] for i in by_id if 0 <= i < len(tokens)]
+    return list(dict.fromkeys([*named, *(token for token in tokens if token in STOP_TEXTS)]))
 
 
 def _print_everything(file: GGUFFile) -> None:
