@@ -40,4 +40,5 @@ NB_MODULE(_native, m) {
   bind_matmul(m);
   bind_attention(m);
   bind_quantize(m);
+  bind_moe(m);
 }

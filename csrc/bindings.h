@@ -7,4 +7,5 @@ void bind_formats(nanobind::module_& m);
 void bind_matmul(nanobind::module_& m);
 void bind_attention(nanobind::module_& m);
 void bind_quantize(nanobind::module_& m);
+void bind_moe(nanobind::module_& m);
 }  // namespace phlite

@@ -12,7 +12,7 @@ from phlite import ops
 from phlite.errors import ModelFileError, UnsupportedModelError
 from phlite.gguf import Tensor
 
-_LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 class Weights:
@@ -20,7 +20,8 @@ class Weights:
 
     tensors: by their names in the file
     source:  the file's name, for messages
-    names:   Hugging Face name -> name in the file, `*` standing for the layer number; None where both are the same
+    names:   Hugging Face name -> name in the file, `*` standing for the numbers of layer and expert, in this order;
+             None where both are the same
     mapped:  the tensors are views of a mapped file, whose pages may leave memory once they are packed
     """
 
@@ -92,10 +93,10 @@ class Weights:
     def _name_in_file(self, name: str) -> str:
         if self._names is None:
             return name
-        number = _LAYER_NUMBER.search(name)
-        if number is None:
-            return self._names[name]
-        return self._names[_LAYER_NUMBER.sub("*", name, count=1)].replace("*", number[0])
+        in_file = self._names[_NUMBER.sub("*", name)]
+        for number in _NUMBER.findall(name):
+            in_file = in_file.replace("*", number, 1)
+        return in_file
 
     def _wrong_shape(self, tensor: Tensor, expected: str) -> ModelFileError:
         return ModelFileError(

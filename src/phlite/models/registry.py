@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import TypeAlias
 
 from phlite import ops
 from phlite.checkpoint import Checkpoint
@@ -12,17 +13,22 @@ from phlite.gguf import GGUFFile, load_gguf, quoted
 from phlite.models.base import CausalLM
 from phlite.models.phi import PhiForCausalLM
 from phlite.models.phi3 import Phi3ForCausalLM
+from phlite.models.phimoe import PhimoeForCausalLM
 
-ARCHITECTURES: dict[str, type[Phi3ForCausalLM] | type[PhiForCausalLM]] = {
+ModelClass: TypeAlias = type[Phi3ForCausalLM] | type[PhiForCausalLM] | type[PhimoeForCausalLM]
+
+ARCHITECTURES: dict[str, ModelClass] = {
     "phi2": PhiForCausalLM,  # Phi-1, Phi-1.5, Phi-2
     "phi3": Phi3ForCausalLM,  # Phi-3-mini and medium, Phi-3.5-mini, Phi-4, Phi-4-mini
     "llama": Phi3ForCausalLM,  # the first conversions of Phi-3-mini, April 2024; no Llama
+    "phimoe": PhimoeForCausalLM,  # Phi-3.5-MoE, Phi-mini-MoE, Phi-tiny-MoE
 }
 """general.architecture of a GGUF file -> model class."""
 
-MODEL_TYPES: dict[str, type[Phi3ForCausalLM] | type[PhiForCausalLM]] = {
+MODEL_TYPES: dict[str, ModelClass] = {
     "phi": PhiForCausalLM,
     "phi3": Phi3ForCausalLM,
+    "phimoe": PhimoeForCausalLM,
 }
 """model_type of a Hugging Face config.json -> model class."""
 

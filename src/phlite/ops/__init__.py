@@ -16,6 +16,7 @@ from phlite.ops.attention import AttentionBatch, BlockSparse, KVCache, attention
 from phlite.ops.dequantize import dequantize, embedding
 from phlite.ops.isa import select_forced_isa, select_isa
 from phlite.ops.linear import Activation, PackedMatrix, ThreadPool, linear, norm, pack_matrix
+from phlite.ops.moe import Experts, mix, route
 from phlite.ops.quantize import QUANTIZABLE, quantize, quantize_bytes
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Activation",
     "AttentionBatch",
     "BlockSparse",
+    "Experts",
     "KVCache",
     "PackedMatrix",
     "ThreadPool",
@@ -33,11 +35,13 @@ __all__ = [
     "linear",
     "measure_int8_peak",
     "measure_read_bandwidth",
+    "mix",
     "norm",
     "pack_matrix",
     "physical_core_count",
     "quantize",
     "quantize_bytes",
+    "route",
     "select_isa",
     "supported_isas",
 ]
