@@ -213,8 +213,8 @@ def test_more_layers_than_tensors_are_refused(load: Load):
 
 
 def test_unknown_architecture_names_the_nearest(load: Load):
-    with pytest.raises(UnsupportedModelError, match=r"'phi2' is not implemented.*'phi3'"):
-        load(random_checkpoint(tiny_config()), architecture="phi2")
+    with pytest.raises(UnsupportedModelError, match=r"'phi9' is not implemented.*'phi3'"):
+        load(random_checkpoint(tiny_config()), architecture="phi9")
 
 
 def test_adapter_is_refused(tmp_path: Path, pool: ops.ThreadPool):
