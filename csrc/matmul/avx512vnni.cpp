@@ -114,10 +114,16 @@ struct V512 {
   static INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static INLINE F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
   static INLINE int32_t max_lane(I v) { return _mm512_reduce_max_epi32(v); }
-  static INLINE int32_t store_rounded(F v, int8_t* q) {  // nearest, ties to even; returns the sum
-    const I n = round(v);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtsepi32_epi8(n));
-    return _mm512_reduce_add_epi32(n);
+  static INLINE void store_rounded(F v, int8_t* q) {  // nearest, ties to even
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtsepi32_epi8(round(v)));
+  }
+  static INLINE void sum_bytes(const int8_t* q, int32_t* sums) {  // of q[0 .. 15] and of q[16 .. 31]
+    const __m256i offset =
+        _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(q)), _mm256_set1_epi8(-128));
+    const __m256i eights = _mm256_sad_epu8(offset, _mm256_setzero_si256());
+    const __m256i both = _mm256_add_epi32(eights, _mm256_unpackhi_epi64(eights, eights));
+    sums[0] = _mm256_cvtsi256_si32(both) - 16 * 128;
+    sums[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(both, 1)) - 16 * 128;
   }
 
  private:

@@ -54,14 +54,16 @@ inline RowGroup row_group(int64_t n_rows, int64_t max_rows, int64_t row) {
   return {row, 1};
 }
 
-// One packed tile times n_rows rows of the activations from `row`, the first of a group: out[r * 16 + lane], 64-byte
-// aligned.
+// One packed tile times n_rows rows of the activations from `row`, the first of a group:
+// out[r * ld + lane] = [residual[r * ld + lane] +] sum, all sixteen lanes.
 struct TileArgs {
   const uint8_t* tile;
   const Activations* act;
   int64_t row;
   int64_t n_rows;
-  float* out;  // float32[n_rows][16]
+  float* out;
+  int64_t ld;
+  const float* residual;  // or null; may be `out`
 };
 
 // From this many rows on, formats of two and three bits unpack each slice of 256 columns once in the first-level cache;
@@ -75,8 +77,9 @@ struct MatmulKernels {
   using TileFn = void (*)(const TileArgs&) noexcept;
   int max_rows;  // rows of the largest group
   TileFn tile[kPackedFormatCount];
-  // x[n_cols] of one row to its place in `act`. A row with a NaN or an infinity gets d = NaN.
-  void (*quantize_row)(const float* x, int64_t row, ActivationKind kind, const Activations& act) noexcept;
+  // x[n_cols] of one row to codes q[n_cols], and its scales and sums to their places in `act`. A row with a NaN or an
+  // infinity gets d = NaN.
+  void (*quantize_row)(const float* x, int64_t row, ActivationKind kind, const Activations& act, int8_t* q) noexcept;
   // y = x / sqrt(mean(x^2) + eps) * weight; sums in sixteen lanes, then halves; y may be x.
   void (*rms_norm_row)(const float* x, const float* weight, float eps, int64_t n, float* y) noexcept;
   // y = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias; sums in sixteen lanes, then halves; y may

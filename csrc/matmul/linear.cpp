@@ -128,6 +128,19 @@ void norm_row(const MatmulKernels& kernels, const Norm& norm, const float* x, in
     kernels.rms_norm_row(x, norm.weight, norm.eps, n, y);
 }
 
+// The codes of a group's rows, one after another, to the order in which the kernels read them: four columns of every
+// row in turn. A group's codes stay in the first-level cache, which one row's places in the interleaved slices would
+// not.
+void interleave(const int8_t* codes, RowGroup group, const Activations& act) {
+  const int64_t n = group.size, n_cols = act.n_cols;
+  for (int64_t k = 0, slice = 0; k < n_cols; k += kSuperblock, ++slice) {
+    int8_t* to = act.q + (slice * act.n_rows + group.first) * kSuperblock;
+    const int64_t last = std::min(k + kSuperblock, n_cols);
+    for (int64_t c = k; c < last; c += 4)
+      for (int64_t i = 0; i < n; ++i, to += 4) std::memcpy(to, codes + i * n_cols + c, 4);
+  }
+}
+
 struct Job {
   const LinearArgs& args;
   const PackedMatrix& w;
@@ -135,26 +148,35 @@ struct Job {
 
   const float* source_row(int64_t r) const { return args.x + (args.rows ? args.rows[r] : r) * w.n_cols(); }
 
-  // Row r of the activations: norm into `row` (float32[K]), then every kind that the matrix needs.
-  void prepare_row(int64_t r, Workspace (&ws)[2], float* row) const {
-    const float* x = source_row(r);
-    if (args.norm.weight) {
-      norm_row(kernels, args.norm, x, w.n_cols(), row);
-      x = row;
-    } else if (w.needs(ActivationKind::f32) && x != row) {
-      std::memcpy(row, x, static_cast<size_t>(w.n_cols()) * 4);
+  // A group of rows of the activations: the norm of each into `normed` (float32[K], the next row's n_normed further),
+  // then every kind that the matrix needs. `codes` has room for the group.
+  void prepare_group(RowGroup group, Workspace (&ws)[2], float* normed, int64_t n_normed, int8_t* codes) const {
+    const bool q8k = w.needs(ActivationKind::q8k), q8 = w.needs(ActivationKind::q8);
+    int8_t* const codes_q8 = codes + (q8k ? group.size * w.n_cols() : 0);
+    for (int64_t i = 0; i < group.size; ++i, normed += n_normed) {
+      const float* x = source_row(group.first + i);
+      if (args.norm.weight) {
+        norm_row(kernels, args.norm, x, w.n_cols(), normed);
+        x = normed;
+      } else if (w.needs(ActivationKind::f32)) {
+        std::memcpy(normed, x, static_cast<size_t>(w.n_cols()) * 4);
+      }
+      const int64_t row = group.first + i, at = i * w.n_cols();
+      if (q8k) kernels.quantize_row(x, row, ActivationKind::q8k, ws[0].act, codes + at);
+      if (q8) kernels.quantize_row(x, row, ActivationKind::q8, ws[1].act, codes_q8 + at);
     }
-    if (w.needs(ActivationKind::q8k)) kernels.quantize_row(x, r, ActivationKind::q8k, ws[0].act);
-    if (w.needs(ActivationKind::q8)) kernels.quantize_row(x, r, ActivationKind::q8, ws[1].act);
+    if (q8k) interleave(codes, group, ws[0].act);
+    if (q8) interleave(codes_q8, group, ws[1].act);
   }
 
   const Activations& activations_of(int format, const Workspace (&ws)[2]) const {
     return packed_format(format).activations == ActivationKind::q8 ? ws[1].act : ws[0].act;
   }
 
-  void multiply(const PackedMatrix::Tile& tile, int64_t row, int64_t n, const Workspace (&ws)[2], float* out) const {
-    const Activations& act = packed_format(tile.format).activations == ActivationKind::q8 ? ws[1].act : ws[0].act;
-    kernels.tile[tile.format]({w.storage() + tile.offset, &act, row, n, out});
+  void multiply(const PackedMatrix::Tile& tile, int64_t row, int64_t n, const Workspace (&ws)[2], float* out,
+                int64_t ld = kTileRows, const float* residual = nullptr) const {
+    const Activations& act = activations_of(tile.format, ws);
+    kernels.tile[tile.format]({w.storage() + tile.offset, &act, row, n, out, ld, residual});
   }
 
   // Adds bias and addend to the product of rows [row, row + n) with a tile, the gate (half 0) or up (half 1) rows of a
@@ -176,7 +198,10 @@ struct Job {
   // Rows [row, row + n) of tile i (of tiles i and i + 1, a gate and its up rows, when gated).
   void multiply_tile(int64_t i, int64_t row, int64_t n, const Workspace (&ws)[2], float* product, float* up) const {
     const PackedMatrix::Tile& tile = w.tiles()[i];
-    const int64_t ld = w.n_outputs();
+    const int64_t ld = w.n_outputs(), at = row * ld + tile.out_col;
+    const float* residual = args.residual ? args.residual + at : nullptr;
+    if (tile.n_valid == kTileRows && w.activation() == Activation::none && !args.bias && !args.addend)
+      return multiply(tile, row, n, ws, args.out + at, ld, residual);
     multiply(tile, row, n, ws, product);
     add_terms(tile, 0, row, n, product);
     if (w.gated()) {
@@ -190,13 +215,14 @@ struct Job {
       kernels.gelu_tanh(product, n * kTileRows, product);
     }
     for (int64_t m = 0; m < n; ++m) {
-      float* out = args.out + (row + m) * ld + tile.out_col;
+      float* out = args.out + at + m * ld;
       const float* p = product + m * kTileRows;
-      const float* residual = args.residual ? args.residual + (row + m) * ld + tile.out_col : nullptr;
-      if (tile.n_valid == kTileRows) {  // a fixed count becomes a few vector moves
-        for (int c = 0; c < kTileRows; ++c) out[c] = residual ? residual[c] + p[c] : p[c];
+      if (residual) {
+        for (int c = 0; c < tile.n_valid; ++c) out[c] = residual[m * ld + c] + p[c];
+      } else if (tile.n_valid == kTileRows) {  // a fixed count becomes a few vector moves
+        std::memcpy(out, p, kTileRows * sizeof(float));
       } else {
-        for (int c = 0; c < tile.n_valid; ++c) out[c] = residual ? residual[c] + p[c] : p[c];
+        std::memcpy(out, p, static_cast<size_t>(tile.n_valid) * sizeof(float));
       }
     }
   }
@@ -226,26 +252,35 @@ void linear(const LinearArgs& args, const PackedMatrix& w, ThreadPool& pool) {
   const int64_t set_bytes = measure.lay_out(nullptr, w, args.n_rows, keep_floats);
   const int64_t n_sets = both ? 2 : 1;
   const int64_t row_bytes = round_up(w.n_cols() * 4, 64);
-  const int64_t share_bytes = n_sets * set_bytes;
+  const int64_t code_bytes = round_up(n_sets * w.n_cols() * std::min<int64_t>(args.n_rows, job.kernels.max_rows), 64);
+  const int64_t share_bytes = n_sets * set_bytes, own_bytes = row_bytes + code_bytes;
   thread_local AlignedBuffer scratch;
-  scratch.reserve(static_cast<size_t>(shared ? share_bytes + pool.size() * row_bytes : pool.size() * share_bytes));
+  scratch.reserve(
+      static_cast<size_t>(shared ? share_bytes + pool.size() * own_bytes : pool.size() * (share_bytes + own_bytes)));
   uint8_t* const base = scratch.data();
 
   pool.run([&](int idx, int n_threads) {
-    uint8_t* mine = shared ? base : base + idx * share_bytes;
+    uint8_t* mine = shared ? base : base + idx * (share_bytes + own_bytes);
+    uint8_t* const own = shared ? base + share_bytes + idx * own_bytes : mine + share_bytes;
+    int8_t* const codes = reinterpret_cast<int8_t*>(own + row_bytes);
     Workspace ws[2];
     ws[0].lay_out(mine, w, args.n_rows, keep_floats);
     ws[1].lay_out(both ? mine + set_bytes : mine, w, args.n_rows, keep_floats);
     ws[0].act.x = ws[0].normed;
     ws[0].act.ld = w.n_cols();
     if (shared) {
-      float* row_scratch = reinterpret_cast<float*>(base + share_bytes + idx * row_bytes);
-      const int64_t first = args.n_rows * idx / n_threads, last = args.n_rows * (idx + 1) / n_threads;
-      for (int64_t r = first; r < last; ++r)
-        job.prepare_row(r, ws, floats ? ws[0].normed + r * w.n_cols() : row_scratch);
+      const int64_t begin = args.n_rows * idx / n_threads, end = args.n_rows * (idx + 1) / n_threads;
+      for (int64_t r = 0; r < args.n_rows;) {  // the groups whose first row is among this thread's
+        const RowGroup group = row_group(args.n_rows, job.kernels.max_rows, r);
+        if (r >= begin && r < end) {
+          float* normed = floats ? ws[0].normed + r * w.n_cols() : reinterpret_cast<float*>(own);
+          job.prepare_group(group, ws, normed, floats ? w.n_cols() : 0, codes);
+        }
+        r += group.size;
+      }
       pool.barrier();
     } else {
-      job.prepare_row(0, ws, ws[0].normed);
+      job.prepare_group({0, 1}, ws, ws[0].normed, 0, codes);
     }
     alignas(64) float product[kMaxTileRows * kTileRows], up[kMaxTileRows * kTileRows];
     for (int64_t first; (first = pool.take_chunk(chunk)) < n_tiles;) {

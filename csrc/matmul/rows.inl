@@ -77,14 +77,6 @@ INLINE int32_t max_abs_bits(const float* x, int n) {
   return V::max_lane(top);
 }
 
-template <class V>
-INLINE int32_t quantize_sixteen(const float* x, float inverse, int8_t* q) {
-  int32_t sum = 0;
-  for (int i = 0; i < kTileRows; i += V::lanes)
-    sum += V::store_rounded(V::mul_f(V::load_f(x + i), V::set1_f(inverse)), q + i);
-  return sum;
-}
-
 // d and 1/d of a block with largest magnitude `bits`; a block of zeros has d = 0, one with a NaN or infinity d = NaN.
 INLINE void block_scale(int32_t bits, float& d, float& inverse) {
   float amax;
@@ -96,29 +88,25 @@ INLINE void block_scale(int32_t bits, float& d, float& inverse) {
 }
 
 template <class V>
-void quantize_row(const float* x, int64_t row, ActivationKind kind, const Activations& act) noexcept {
-  const RowGroup group = row_group(act.n_rows, V::kMaxRows, row);
+void quantize_row(const float* x, int64_t row, ActivationKind kind, const Activations& act, int8_t* q) noexcept {
   for (int64_t k = 0, slice = 0; k < act.n_cols; k += kSuperblock, ++slice) {
     const int64_t at = slice * act.n_rows + row;
     const int n = static_cast<int>(act.n_cols - k < kSuperblock ? act.n_cols - k : kSuperblock);
-    alignas(64) int8_t q[kSuperblock];
     float inverse = 0.0f;
+    int32_t sums[16] = {};
     if (kind == ActivationKind::q8k) block_scale(max_abs_bits<V>(x + k, n), act.d[at], inverse);
     for (int i = 0; i < n; i += 32) {
       if (kind == ActivationKind::q8) block_scale(max_abs_bits<V>(x + k + i, 32), act.d[at * 8 + i / 32], inverse);
-      const int32_t s0 = quantize_sixteen<V>(x + k + i, inverse, q + i);
-      const int32_t s1 = quantize_sixteen<V>(x + k + i + 16, inverse, q + i + 16);
-      if (kind == ActivationKind::q8k) {
-        act.bsum16[at * 16 + i / 16] = static_cast<int16_t>(s0);
-        act.bsum16[at * 16 + i / 16 + 1] = static_cast<int16_t>(s1);
-        act.bsum32[at * 8 + i / 32] = static_cast<int16_t>(s0 + s1);
-        act.minus_sum16[at * 16 + i / 16] = -s0;
-        act.minus_sum16[at * 16 + i / 16 + 1] = -s1;
-      }
-      act.minus_sum32[at * 8 + i / 32] = -(s0 + s1);
+      for (int c = 0; c < 32; c += V::lanes)
+        V::store_rounded(V::mul_f(V::load_f(x + k + i + c), V::set1_f(inverse)), q + k + i + c);
+      V::sum_bytes(q + k + i, sums + i / 16);
     }
-    int8_t* to = act.q + (slice * act.n_rows + group.first) * kSuperblock + (row - group.first) * 4;
-    for (int i = 0; i < n; i += 4, to += 4 * group.size) std::memcpy(to, q + i, 4);
+    for (int i = 0; i < 8; ++i) act.minus_sum32[at * 8 + i] = -(sums[2 * i] + sums[2 * i + 1]);
+    if (kind == ActivationKind::q8k) {
+      for (int i = 0; i < 16; ++i) act.bsum16[at * 16 + i] = static_cast<int16_t>(sums[i]);
+      for (int i = 0; i < 8; ++i) act.bsum32[at * 8 + i] = static_cast<int16_t>(sums[2 * i] + sums[2 * i + 1]);
+      for (int i = 0; i < 16; ++i) act.minus_sum16[at * 16 + i] = -sums[i];
+    }
   }
 }
 

@@ -118,10 +118,15 @@ struct V1 {
   static F fma(F a, F b, F c) { return std::fma(a, b, c); }
   static F fnma(F a, F b, F c) { return std::fma(-a, b, c); }
   static int32_t max_lane(I v) { return v; }
-  static int32_t store_rounded(F v, int8_t* q) {
+  static void store_rounded(F v, int8_t* q) {
     const I n = std::isnan(v) ? 0 : round(v);
     *q = static_cast<int8_t>(std::clamp(n, -128, 127));
-    return *q;
+  }
+  static void sum_bytes(const int8_t* q, int32_t* sums) {
+    for (int half = 0; half < 2; ++half) {
+      sums[half] = 0;
+      for (int i = 0; i < 16; ++i) sums[half] += q[16 * half + i];
+    }
   }
 
  private:

@@ -14,6 +14,12 @@
 #include "matmul/rows.inl"
 // clang-format on
 
+template <class V>
+INLINE void store_sum(const TileArgs& a, int64_t row, int lane, typename V::F sum) {
+  if (a.residual) sum = V::add_f(V::load_f(a.residual + row * a.ld + lane), sum);
+  V::store_f(a.out + row * a.ld + lane, sum);
+}
+
 // One pass over the packed tile, the sums stay in registers.
 template <class F, int M>
 INLINE void add_tile(const TileArgs& a, int64_t row, int lane) {
@@ -28,18 +34,18 @@ INLINE void add_tile(const TileArgs& a, int64_t row, int lane) {
       for (int i = 0; i < F::kSliceBytes; i += kPlaneBytes) V::prefetch_far(p.body + F::kPrefetchBytes + i);
     F::template add_slice<M>(p, act, b, a.row + row, lane, acc);
   }
-  UNROLL for (int m = 0; m < M; ++m) V::store_f(a.out + (row + m) * kTileRows + lane, acc[m]);
+  UNROLL for (int m = 0; m < M; ++m) store_sum<V>(a, row + m, lane, acc[m]);
 }
 
-// Many rows of a format worth unpacking: slice by slice, once in the first-level cache for all rows, the sums in `out`.
+// Many rows of a format worth unpacking: slice by slice, once in the first-level cache for all rows, and so the sums.
 template <class F, int M>
-INLINE void add_wide_slice(Place p, const TileArgs& a, int64_t b, int64_t row, int lane) {
+INLINE void add_wide_slice(Place p, const TileArgs& a, int64_t b, int64_t row, int lane, float* sums) {
   using V = typename F::V;
   typename V::F acc[M];
-  float* out = a.out + row * kTileRows + lane;
-  UNROLL for (int m = 0; m < M; ++m) acc[m] = V::load_f(out + m * kTileRows);
+  sums += row * kTileRows + lane;
+  UNROLL for (int m = 0; m < M; ++m) acc[m] = V::load_f(sums + m * kTileRows);
   F::template add_slice<M>(p, *a.act, b, a.row + row, lane, acc);
-  UNROLL for (int m = 0; m < M; ++m) V::store_f(out + m * kTileRows, acc[m]);
+  UNROLL for (int m = 0; m < M; ++m) V::store_f(sums + m * kTileRows, acc[m]);
 }
 
 // Calls f<M>(row) for groups of rows that cover [0, n), M at most what the registers hold.
@@ -63,18 +69,22 @@ INLINE void unpacked_kernel(const TileArgs& a) {
   using Wide = typename F::Wide;
   const Activations& act = *a.act;
   alignas(64) uint8_t scratch[Wide::kSliceBytes];
-  for (int64_t i = 0; i < a.n_rows * kTileRows; i += V::lanes) V::store_f(a.out + i, V::zero_f());
+  alignas(64) float sums[kMaxTileRows * kTileRows];
+  for (int64_t i = 0; i < a.n_rows * kTileRows; i += V::lanes) V::store_f(sums + i, V::zero_f());
   for (int64_t b = 0; b * kSuperblock < act.n_cols; ++b) {
     // The next slice (after the last one, usually the next tile) comes from memory while this one is multiplied.
     const uint8_t* next = F::place(a.tile, act.n_cols, b + 1).body;
     for (int i = 0; i < F::kSliceBytes; i += kPlaneBytes) V::prefetch(next + i);
     for (int lane = 0; lane < kTileRows; lane += V::lanes) {
       const Place p = F::unpack(F::place(a.tile, act.n_cols, b), lane, scratch);
-#define CALL(M) add_wide_slice<Wide, M>(p, a, b, row, lane)
+#define CALL(M) add_wide_slice<Wide, M>(p, a, b, row, lane, sums)
       FOR_ROW_GROUPS(V, a.n_rows, CALL);
 #undef CALL
     }
   }
+  for (int64_t row = 0; row < a.n_rows; ++row)
+    for (int lane = 0; lane < kTileRows; lane += V::lanes)
+      store_sum<V>(a, row, lane, V::load_f(sums + row * kTileRows + lane));
 }
 
 template <class F>

@@ -76,13 +76,17 @@ struct V256 {
     m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4E));
     return _mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xB1)));
   }
-  static INLINE int32_t store_rounded(F v, int8_t* q) {  // nearest, ties to even; returns the sum
+  static INLINE void store_rounded(F v, int8_t* q) {  // nearest, ties to even
     const I n = round(v);
-    const __m128i lo = _mm256_castsi256_si128(n), hi = _mm256_extracti128_si256(n, 1), words = _mm_packs_epi32(lo, hi);
+    const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(n), _mm256_extracti128_si256(n, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(q), _mm_packs_epi16(words, words));
-    __m128i sum = _mm_add_epi32(lo, hi);
-    sum = _mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0x4E));
-    return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 0xB1)));
+  }
+  static INLINE void sum_bytes(const int8_t* q, int32_t* sums) {  // of q[0 .. 15] and of q[16 .. 31]
+    const I offset = _mm256_xor_si256(load(reinterpret_cast<const uint8_t*>(q)), _mm256_set1_epi8(-128));
+    const I eights = _mm256_sad_epu8(offset, zero());
+    const I both = add(eights, _mm256_unpackhi_epi64(eights, eights));
+    sums[0] = _mm256_cvtsi256_si32(both) - 16 * 128;
+    sums[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(both, 1)) - 16 * 128;
   }
 
  protected:
