@@ -19,10 +19,9 @@ import numpy as np
 from phlite.completion import AsyncCompletionStream, Completion, CompletionStream, Transcript
 from phlite.engine import Engine, SamplingParams
 from phlite.engine.shared import SharedEngine
-from phlite.errors import ModelFileError, RequestError
+from phlite.errors import RequestError
 from phlite.memory import available_memory_bytes
 from phlite.models.base import CausalLM
-from phlite.recommended import recommended_params
 from phlite.spelling import Speller
 
 if TYPE_CHECKING:
@@ -84,40 +83,38 @@ class LLM:
         n_ctx: int | None = None,
         threads: int | None = None,
         kv_type: str = "f16",
+        quant: str | None = None,
         offline: bool = False,
         progress: bool = False,
     ) -> LLM:
         """Load a model, downloading it first if it is a name that is not in the cache.
 
-        name_or_path: "haiku" (embedded), "phi3", "phi3.5", ..., "owner/repo[:file]" or a path of a .gguf file
+        name_or_path: "haiku" (embedded), "phi3", "phi3.5", ..., "owner/repo[:file]", the path of a .gguf file, or of a
+                      Hugging Face folder (config.json, safetensors files, tokenizer.json)
         n_ctx:        longest prompt and answer together, in tokens; default: the model's own limit, or what fits into
                       half of the free memory
         threads:      worker threads; default: one per physical core
         kv_type:      numbers in the cache: "f16", "q8_0" (half the memory) or "f32"
+        quant:        type to bring the weights of a safetensors checkpoint to while they are loaded, such as "Q4_K_M";
+                      default: as they are stored, or Q4_K_M, with a warning, where that would not fit into memory
         offline:      never use the network
         progress:     show a progress bar of the download on stderr
         raises:       DownloadError, ModelFileError, UnsupportedModelError, RequestError
         """
         from phlite import ops
-        from phlite.gguf import load_gguf
         from phlite.hub import fetch
-        from phlite.models.registry import build_model
-        from phlite.tokenizer import build_chat_template, build_tokenizer
+        from phlite.loading import load_checkpoint_folder, load_gguf_file
+        from phlite.tokenizer import build_chat_template
 
         check_load_options(n_ctx=n_ctx, threads=threads, kv_type=kv_type)
         local = fetch(name_or_path, offline=True if offline else None, progress=progress)
         started_s = time.perf_counter()
         pool = ops.ThreadPool(threads or ops.physical_core_count())
-        file = load_gguf(local.gguf)
-        default_params = recommended_params(file.metadata)
-        tokenizer = build_tokenizer(file.metadata, source=str(local.gguf))
-        model = build_model(file, pool=pool)
-        if tokenizer.vocab_size > model.config.vocab_size:
-            raise ModelFileError(
-                f"{local.gguf}: the vocabulary has {tokenizer.vocab_size} tokens and the model rows for "
-                f"{model.config.vocab_size}; expected a row for each token, so vocabulary and weights do not belong "
-                "together"
-            )
+        if local.folder is not None:
+            loaded = load_checkpoint_folder(local.folder, pool=pool, quant=quant, name=local.base_name)
+        else:
+            loaded = load_gguf_file(local.gguf, pool=pool, quant=quant)
+        model, tokenizer = loaded.model, loaded.tokenizer
         engine = build_engine(model, n_ctx=n_ctx, kv_type=kv_type, eos_ids=tokenizer.stop_ids)
         load_ms = (time.perf_counter() - started_s) * 1e3
         logger.info(
@@ -134,10 +131,10 @@ class LLM:
         return cls(
             engine,
             tokenizer,
-            build_chat_template(tokenizer, model_name=file.metadata.get_str("general.name", "")),
+            build_chat_template(tokenizer, model_name=loaded.name),
             name=name_or_path,
             load_ms=load_ms,
-            default_params=default_params,
+            default_params=loaded.default_params,
         )
 
     @property
@@ -384,11 +381,20 @@ def load(
     n_ctx: int | None = None,
     threads: int | None = None,
     kv_type: str = "f16",
+    quant: str | None = None,
     offline: bool = False,
     progress: bool = False,
 ) -> LLM:
     """Load a model; the same as `LLM.load`, which describes the arguments."""
-    return LLM.load(name_or_path, n_ctx=n_ctx, threads=threads, kv_type=kv_type, offline=offline, progress=progress)
+    return LLM.load(
+        name_or_path,
+        n_ctx=n_ctx,
+        threads=threads,
+        kv_type=kv_type,
+        quant=quant,
+        offline=offline,
+        progress=progress,
+    )
 
 
 def check_load_options(*, n_ctx: int | None, threads: int | None, kv_type: str) -> None:

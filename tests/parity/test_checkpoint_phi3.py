@@ -57,7 +57,7 @@ def test_the_converted_file_gives_the_same_bits_and_llama_cpp_the_same_logits(
         (folder / name).write_bytes((tokenizer_of / name).read_bytes())
     path = tmp_path / "tiny.gguf"
     with load_checkpoint(folder) as checkpoint:
-        convert_checkpoint(checkpoint, path, file_type=FileType.F32)
+        convert_checkpoint(checkpoint, path, file_type=FileType.F32, pool=pool)
     ids = random_ids(64, 512)
     expected = all_logits(from_hf(folder), ids)
     np.testing.assert_array_equal(all_logits(load_model(path, pool=pool), ids), expected)
@@ -77,7 +77,7 @@ def test_weights_of_half_precision_are_used_as_they_are(kind, transformers_model
     assert relative_difference(all_logits(model, ids), oracle.logits(ids)) < MAX_RELATIVE_DIFFERENCE
 
     with load_checkpoint(folder) as opened:
-        convert_checkpoint(opened, tmp_path / "tiny.gguf")
+        convert_checkpoint(opened, tmp_path / "tiny.gguf", pool=pool)
     with load_gguf(tmp_path / "tiny.gguf") as file:
         assert {tensor.type.name for tensor in file.tensors.values() if len(tensor.shape) > 1} == {kind}
     np.testing.assert_array_equal(
@@ -91,10 +91,10 @@ def oracle_config(folder: Path) -> dict[str, Any]:
     return next(config for config in MEMBERS.values() if config["vocab_size"] == n_vocab)
 
 
-def test_the_gguf_package_reads_what_was_written(tmp_path):
+def test_the_gguf_package_reads_what_was_written(tmp_path, pool):
     folder = write_hf_folder(tmp_path / "model", random_checkpoint(MEMBERS["mini-4k"], seed=23))
     with load_checkpoint(folder) as checkpoint:
-        convert_checkpoint(checkpoint, tmp_path / "tiny.gguf", name="Phi-3 tiny")
+        convert_checkpoint(checkpoint, tmp_path / "tiny.gguf", name="Phi-3 tiny", pool=pool)
     reader = gguf.GGUFReader(tmp_path / "tiny.gguf")
     assert reader.get_field("general.architecture").contents() == "phi3"
     assert reader.get_field("general.name").contents() == "Phi-3 tiny"

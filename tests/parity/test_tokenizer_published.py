@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from functools import lru_cache
 from pathlib import Path
 
 import pytest
 
+from phlite.convert.vocabulary import metadata_of, vocabulary_fields
 from phlite.gguf import load_gguf
 from phlite.tokenizer import Tokenizer, build_tokenizer, load_tokenizer
 
@@ -28,6 +30,12 @@ def from_gguf() -> Tokenizer:
 @lru_cache
 def from_folder(name: str) -> Tokenizer:
     return load_tokenizer(data(name))
+
+
+@lru_cache
+def from_converted(name: str) -> Tokenizer:
+    """The tokenizer of the keys that the converter writes for a folder."""
+    return build_tokenizer(metadata_of(vocabulary_fields(data(name), 51200 if name == "phi-2" else 32064)))
 
 
 def test_llama_cpps_test_file_gives_the_same_ids() -> None:
@@ -110,6 +118,38 @@ def test_vectors_from_a_gguf_whose_markers_do_not_strip(text: str, ids: list[int
 @pytest.mark.parametrize(("text", "ids"), PHI_2)
 def test_vectors_of_phi2(text: str, ids: list[int]) -> None:
     assert from_folder("phi-2").encode(text, parse_special=True) == ids
+
+
+@pytest.mark.parametrize(
+    ("name", "vectors"),
+    [
+        ("phi-3-mini", SAME_IN_ALL + CURRENT),
+        ("phi-3-mini-april-2024", SAME_IN_ALL + APRIL),
+        ("phi-3-vision", [(text, [1, *ids]) for text, ids in SAME_IN_ALL + VISION]),
+        ("phi-2", PHI_2),
+    ],
+)
+def test_vectors_survive_the_conversion_to_gguf(name: str, vectors: list[tuple[str, list[int]]]) -> None:
+    for text, ids in vectors:
+        assert from_converted(name).encode(text, parse_special=True) == ids
+
+
+@pytest.mark.parametrize("name", ["phi-3-mini", "phi-3-mini-april-2024", "phi-3-vision", "phi-2"])
+def test_long_texts_of_every_script_survive_the_conversion_to_gguf(name: str) -> None:
+    rng = random.Random(5)
+    alphabets = ["abcdefgh ijklmnop", "АБВ где жзи", "東京 語漢字", " \n\t  ", "0123456789.,", "<|end|>🦙é’\u200d"]
+    for _ in range(40):
+        text = "".join(rng.choice(rng.choice(alphabets)) for _ in range(400))
+        assert from_converted(name).encode(text) == from_folder(name).encode(text)
+
+
+def test_the_converted_vocabulary_is_llama_cpps_own_but_for_padding() -> None:
+    fields = metadata_of(vocabulary_fields(data("phi-3-mini"), 32064))
+    shipped = load_gguf(data("ggml-vocab-phi-3.gguf")).metadata
+    assert fields["tokenizer.ggml.tokens"] == shipped["tokenizer.ggml.tokens"]
+    types, shipped_types = fields["tokenizer.ggml.token_type"], shipped["tokenizer.ggml.token_type"].tolist()
+    assert types[:32011] == shipped_types[:32011]
+    assert set(types[32011:]) == {5}  # the old converter wrote 2
 
 
 @pytest.mark.parametrize("name", ["phi-3-mini", "phi-3-mini-april-2024", "phi-3-vision"])

@@ -188,8 +188,8 @@ def test_a_folder_gives_its_model(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model_says_what_it_has(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(DownloadError, match=r"has no GGUF file; it has model.safetensors"):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(DownloadError, match=r"has no GGUF file; it has pytorch_model\.bin"):
         fetch(str(tmp_path))
 
 

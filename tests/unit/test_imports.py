@@ -23,6 +23,7 @@ ORDER = [
     "llm",
     "completion",
     "perplexity",
+    "loading",
     "recommended",
     "spelling",
     "engine",

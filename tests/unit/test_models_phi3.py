@@ -107,6 +107,19 @@ def test_llama_file_equals_the_phi3_file_of_the_same_weights(load: Load):
     assert_close(all_logits(load(checkpoint, architecture="llama"), IDS), as_phi3)
 
 
+def test_empty_longrope_lists_of_ollamas_converter_mean_none(load: Load):
+    checkpoint = random_checkpoint(tiny_config())
+    empty = {f"rope_factors_{which}.weight": np.zeros(0, np.float32) for which in ("long", "short")}
+    np.testing.assert_array_equal(
+        all_logits(load(checkpoint, extra_tensors=empty), IDS), all_logits(load(checkpoint), IDS)
+    )
+
+
+def test_no_other_tensor_may_be_empty(load: Load):
+    with pytest.raises(ModelFileError, match=r"dimensions \(0,\).*none of 0"):
+        load(random_checkpoint(tiny_config()), extra_tensors={"rope_freqs.weight": np.zeros(0, np.float32)})
+
+
 def test_vocabulary_rows_beyond_the_tokenizer_are_kept(load: Load):
     model = load(random_checkpoint(tiny_config(vocab_size=517)))
     assert model.config.vocab_size == 517

@@ -24,6 +24,13 @@ MAX_SHARDS: Final = 1 << 10
 _SINGLE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 _SHARD_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,200}\.safetensors")
+_SAMPLING_NAMES: Final = {
+    "temperature": "temp",
+    "top_k": "top_k",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "repetition_penalty": "penalty_repeat",
+}
 _PICKLED: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -81,6 +88,28 @@ class Checkpoint:
     def n_bytes(self) -> int:
         """Size of the safetensors files together, in bytes."""
         return sum(len(mapped) for mapped in self._maps.values())
+
+    def sampling(self) -> dict[str, int | float]:
+        """Return the sampling that generation_config.json recommends, under GGUF's names (`general.sampling.*`).
+
+        As in transformers, its numbers mean nothing where it does not say `do_sample`.
+
+        raises: ModelFileError for a value that is no number
+        """
+        if self.generation_config.get("do_sample") is not True:
+            return {}
+        fields: dict[str, int | float] = {}
+        for key, name in _SAMPLING_NAMES.items():
+            value = self.generation_config.get(key)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                source = self.folder / "generation_config.json"
+                raise ModelFileError(f"{source}: key {key!r}: got {str(value)[:60]!r}, expected a number")
+            fields[name] = value if key == "top_k" else float(value)
+        if "penalty_repeat" in fields:
+            fields["penalty_last_n"] = -1  # transformers counts the whole text
+        return fields
 
     def release(self, tensor: Tensor) -> None:
         """Let the system take back the memory behind a tensor that was read; a later read fetches it again."""

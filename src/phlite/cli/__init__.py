@@ -26,6 +26,7 @@ COMMANDS = {
     "list": "show the downloaded models",
     "show": "describe a model",
     "rm": "delete a downloaded model",
+    "convert": "make a GGUF file of a Hugging Face checkpoint",
     "tokenize": "show how a model reads a text",
     "bench": "measure the speed of a model on this machine",
     "perplexity": "measure how well a model predicts a text",

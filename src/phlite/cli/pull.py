@@ -26,5 +26,5 @@ def run(options: argparse.Namespace) -> int:
     """Fetch, and say where it is."""
     model = fetch(options.name, progress=True, refresh=not options.force, force=options.force)
     size_bytes = sum(path.stat().st_size for path in model.paths)
-    print(f"{options.name} is ready: {model.gguf} ({format_bytes(size_bytes)})", file=sys.stderr)
+    print(f"{options.name} is ready: {model.folder or model.gguf} ({format_bytes(size_bytes)})", file=sys.stderr)
     return 0

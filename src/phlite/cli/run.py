@@ -50,6 +50,7 @@ class RunOptions:
     n_ctx: int | None
     threads: int | None
     kv_type: str
+    quant: str | None
     offline: bool
 
 
@@ -82,6 +83,7 @@ def add_arguments(parser: Parser) -> None:
         "--ctx", type=integer(2), metavar="N", help="longest conversation in tokens (what the model and memory allow)"
     )
     machine("--kv-type", choices=["f16", "q8_0", "f32"], default="f16", help="precision of the attention cache (f16)")
+    machine("--quant", metavar="TYPE", help="quantise a safetensors checkpoint while loading it, e.g. to Q4_K_M")
     machine("--offline", action="store_true", help="never use the network")
     report = parser.add_argument_group("report, on stderr").add_argument
     report("--stats", action="store_true", help="print speeds, load time, memory, sampling and seed")
@@ -122,6 +124,7 @@ def _check(options: argparse.Namespace, limit: int | None) -> RunOptions:
         n_ctx=options.ctx,
         threads=options.threads,
         kv_type=options.kv_type,
+        quant=options.quant,
         offline=options.offline,
     )
 
@@ -138,6 +141,7 @@ def _load(options: RunOptions) -> LLM:
             n_ctx=options.n_ctx,
             threads=options.threads,
             kv_type=options.kv_type,
+            quant=options.quant,
             offline=options.offline,
         )
 

@@ -1,4 +1,4 @@
-"""`phlite show NAME`: what a model file holds, read from its header without loading weights."""
+"""`phlite show NAME`: what a model file or a checkpoint folder holds, read without loading weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,15 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print a summary; with --verbose everything."""
-    with load_gguf(fetch(options.name, progress=True).gguf) as file:
+    local = fetch(options.name, progress=True)
+    if local.folder is not None:
+        from phlite.checkpoint import load_checkpoint
+        from phlite.cli.show_checkpoint import print_checkpoint
+
+        with load_checkpoint(local.folder) as checkpoint:
+            print_checkpoint(checkpoint, verbose=options.verbose)
+        return 0
+    with load_gguf(local.gguf) as file:
         for label, value in _summary(file):
             print(printable(f"{label:<14}{value}"))
         if options.verbose:

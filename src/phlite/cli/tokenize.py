@@ -11,7 +11,7 @@ from phlite.cli.prompt import join_prompt
 from phlite.cli.terminal import printable
 from phlite.gguf import load_gguf
 from phlite.hub import fetch
-from phlite.tokenizer import build_tokenizer
+from phlite.tokenizer import build_tokenizer, load_tokenizer
 
 
 def add_arguments(parser: Parser) -> None:
@@ -25,8 +25,12 @@ def add_arguments(parser: Parser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print one line per token: id, piece; and the count on stderr."""
     text = join_prompt(options.text or ["-"])
-    with load_gguf(fetch(options.name, progress=True).gguf) as file:
-        tokenizer = build_tokenizer(file.metadata, source=str(file.paths[0]))
+    local = fetch(options.name, progress=True)
+    if local.folder is not None:
+        tokenizer = load_tokenizer(local.folder)
+    else:
+        with load_gguf(local.gguf) as file:
+            tokenizer = build_tokenizer(file.metadata, source=str(file.paths[0]))
     ids = tokenizer.encode(text, parse_special=options.special)
     if options.ids:
         print(json.dumps(ids))

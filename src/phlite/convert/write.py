@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from phlite import ops
 from phlite.checkpoint import Checkpoint
 from phlite.convert.choose import choose_types
 from phlite.convert.plan import Conversion, Field, PlannedTensor, u32
@@ -19,7 +20,7 @@ from phlite.convert.registry import plan_conversion
 from phlite.convert.tensor_data import encode_tensor
 from phlite.convert.vocabulary import vocabulary_fields
 from phlite.errors import RequestError
-from phlite.gguf import FileType, GGMLType, GGUFWriter, tensor_bytes
+from phlite.gguf import FileType, GGMLType, GGUFWriter, ValueType, tensor_bytes
 
 __all__ = ["convert_checkpoint", "default_type"]
 
@@ -36,6 +37,7 @@ def convert_checkpoint(
     *,
     file_type: FileType | None = None,
     name: str | None = None,
+    pool: ops.ThreadPool | None = None,
     force: bool = False,
     progress: Progress | None = None,
     on_plan: Callable[[int], None] | None = None,
@@ -46,6 +48,7 @@ def convert_checkpoint(
 
     file_type: F32, F16, BF16, or a mixture such as Q4_K_M; None: the type that most of the weights are stored in
     name:      `general.name`; None: the folder's name
+    pool:      threads that quantise; None: one per physical core
     force:     replace a file that is there
     progress:  called after each tensor
     on_plan:   called once, before the first tensor, with the bytes of all tensors
@@ -55,6 +58,7 @@ def convert_checkpoint(
     target = Path(path)
     if target.exists() and not force:
         raise RequestError(f"{target} is there already; choose another name, or replace it with --force (force=True)")
+    pool = ops.ThreadPool(ops.physical_core_count()) if pool is None else pool
     conversion = plan_conversion(checkpoint)
     file_type = default_type(checkpoint) if file_type is None else file_type
     types = choose_types(conversion, file_type)
@@ -62,6 +66,7 @@ def convert_checkpoint(
     fields = {
         **_general_fields(conversion, file_type, name or checkpoint.folder.resolve().name),
         **{f"{conversion.architecture}.{key}": field for key, field in conversion.fields.items()},
+        **_sampling_fields(checkpoint),
         **vocabulary_fields(checkpoint.folder, n_vocab_rows(conversion)),
     }
     _check_space(target, total_bytes)
@@ -72,7 +77,7 @@ def convert_checkpoint(
             writer.add(key, value, value_type)
         for tensor in conversion.tensors:
             ggml_type = types[tensor.name]
-            data = functools.partial(_encode, tensor, ggml_type, checkpoint, progress)
+            data = functools.partial(_encode, tensor, ggml_type, checkpoint, pool, progress)
             writer.add_tensor(tensor.name, tensor.shape, ggml_type, data)
     return target
 
@@ -93,9 +98,13 @@ def n_vocab_rows(conversion: Conversion) -> int:
 
 
 def _encode(
-    tensor: PlannedTensor, ggml_type: GGMLType, checkpoint: Checkpoint, progress: Progress | None
+    tensor: PlannedTensor,
+    ggml_type: GGMLType,
+    checkpoint: Checkpoint,
+    pool: ops.ThreadPool,
+    progress: Progress | None,
 ) -> npt.NDArray[np.uint8]:
-    data = encode_tensor(tensor, ggml_type, checkpoint)
+    data = encode_tensor(tensor, ggml_type, checkpoint, pool=pool)
     if progress is not None:
         progress(tensor.name, data.nbytes)
     return data
@@ -110,6 +119,13 @@ def _general_fields(conversion: Conversion, file_type: FileType, name: str) -> M
         "general.size_label": (_size_label(n_weights), None),
         "general.file_type": u32(file_type),
         "general.quantization_version": u32(_QUANTISATION_VERSION),
+    }
+
+
+def _sampling_fields(checkpoint: Checkpoint) -> Mapping[str, Field]:
+    return {
+        f"general.sampling.{key}": (value, ValueType.INT32 if isinstance(value, int) else ValueType.FLOAT32)
+        for key, value in checkpoint.sampling().items()
     }
 
 

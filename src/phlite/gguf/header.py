@@ -35,6 +35,9 @@ MAX_DIMS: Final = 4
 DEFAULT_ALIGNMENT: Final = 32
 MIN_ALIGNMENT: Final = 8
 
+# Ollama's converter writes these lists for every Phi-3, without a number in them where a model has none.
+ABSENT_IF_EMPTY: Final = frozenset({"rope_factors_long.weight", "rope_factors_short.weight"})
+
 _MIN_KEY_ENTRY_BYTES: Final = 8 + 1 + 4 + 1
 _MIN_TENSOR_ENTRY_BYTES: Final = 8 + 1 + 4 + 8 + 4 + 8
 
@@ -196,6 +199,7 @@ class _Parser(Cursor):
             if entry.name in found:
                 raise self.broken(start, f"tensor {entry.name!r} a second time", "each name once")
             found[entry.name] = (start, entry)
+        found = {name: place for name, place in found.items() if place[1].n_bytes}
         data_start = -(-self.position // alignment) * alignment
         tensors = []
         for start, entry in found.values():
@@ -230,7 +234,7 @@ class _Parser(Cursor):
         n_elements = 1
         for dim in dims:
             n_elements *= dim
-        if n_elements == 0 or dims[0] % block_elements:
+        if (n_elements == 0 and name not in ABSENT_IF_EMPTY) or dims[0] % block_elements:
             raise self.broken(
                 dims_start + 4,
                 f"dimensions {dims} for {what} of type {ggml_type.name}",

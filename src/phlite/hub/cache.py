@@ -153,6 +153,32 @@ def write_record(snapshot: Path, file: str, record: CheckRecord) -> None:
         temporary.replace(path)
 
 
+def read_file_list(snapshot: Path) -> list[str] | None:
+    """The files of the snapshot's checkpoint, as the hub named them when it was fetched; None when it never was."""
+    import json
+
+    try:
+        files = json.loads(file_list_path(snapshot).read_bytes())
+    except (OSError, ValueError):
+        return None
+    return files if isinstance(files, list) and all(isinstance(file, str) for file in files) else None
+
+
+def write_file_list(snapshot: Path, files: list[str]) -> None:
+    """Remember which files a checkpoint consists of, so that one that was interrupted is not taken for a whole one."""
+    import json
+
+    path = file_list_path(snapshot)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(files), encoding="utf-8")
+
+
+def file_list_path(snapshot: Path) -> Path:
+    """Where the file list of a checkpoint lies."""
+    return snapshot.parent.parent / ".phlite" / snapshot.name / "checkpoint.list"
+
+
 def discard_file(snapshot: Path, file: str) -> None:
     """Delete a damaged file and its content, so that it is fetched anew.
 

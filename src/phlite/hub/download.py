@@ -14,7 +14,7 @@ import inspect
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from phlite.errors import DownloadError
@@ -31,16 +31,26 @@ RETRY_WAITS_S = (0.5, 1.0, 2.0, 4.0)
 
 
 def download(
-    repo: str, revision: str, files: list[str], *, progress: Progress, force: bool = False, thorough: bool = False
+    repo: str,
+    revision: str,
+    files: list[str],
+    *,
+    progress: Progress,
+    force: bool = False,
+    thorough: bool = False,
+    on_commit: Callable[[Path, list[str]], None] | None = None,
 ) -> Path:
     """Bring these files of one revision into the cache, verified; returns their snapshot folder.
 
     Files that are there and sound are not fetched again, unless `force`; `thorough` reads them whole to be sure.
+    `on_commit` is called with the snapshot folder and the files before the first of them arrives.
     raises: DownloadError
     """
     snapshot: Path | None = None
     for file in files:
         remote = look_up(repo, file, snapshot.name if snapshot else revision)
+        if snapshot is None and on_commit is not None:
+            on_commit(cache.repo_dir(repo) / "snapshots" / remote.commit, files)
         snapshot = _fetch(remote, progress, force=force, thorough=thorough)
     if snapshot is None:
         raise DownloadError(f"{repo}: no file was asked for.")

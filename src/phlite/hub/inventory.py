@@ -9,11 +9,23 @@ from pathlib import Path
 from typing import Literal
 
 from phlite.errors import DownloadError
-from phlite.hub.cache import begins_as_gguf, blob_of, cache_dir, read_record, record_path, repo_dir
+from phlite.hub.cache import (
+    begins_as_gguf,
+    blob_of,
+    cache_dir,
+    file_list_path,
+    read_file_list,
+    read_record,
+    record_path,
+    repo_dir,
+)
 from phlite.hub.choose import shards_of
 from phlite.hub.names import name_of
 
-__all__ = ["CachedModel", "cached_models", "remove_model"]
+__all__ = ["CHECKPOINT", "CachedModel", "cached_models", "remove_model"]
+
+CHECKPOINT = "*.safetensors"
+"""Stands for the files of a checkpoint, which are listed and deleted together."""
 
 # ok: its checksum was verified; unchecked: another program put it there, it is verified when first used;
 # partial: the download was interrupted and continues with the next one; damaged: it is fetched again when next used
@@ -22,7 +34,13 @@ State = Literal["ok", "unchecked", "partial", "damaged"]
 
 @dataclass(frozen=True)
 class CachedModel:
-    """One model file in the cache; size_bytes is what lies on disk, total_bytes what it should be (0 if unknown)."""
+    """One model file, or one checkpoint, in the cache.
+
+    file:        path in the repository, CHECKPOINT for a safetensors checkpoint with its configs and tokenizer
+    path:        where it is, a checkpoint's folder
+    size_bytes:  what lies on disk
+    total_bytes: what it should be, 0 if unknown
+    """
 
     name: str
     repo: str
@@ -41,11 +59,12 @@ def cached_models() -> list[CachedModel]:
     for folder in sorted(root.glob("models--*--*")) if root.is_dir() else []:
         repo = folder.name.removeprefix("models--").replace("--", "/", 1)
         models += [_describe(folder, repo, snapshot, file) for snapshot, file in _model_files(folder)]
+        models += [_describe_checkpoint(folder, repo, snapshot, files) for snapshot, files in _checkpoints(folder)]
     return sorted(models, key=lambda model: (model.name, model.revision))
 
 
 def remove_model(repo: str, file: str | None) -> int:
-    """Delete one model (all its shards, every revision), or with file=None all models of a repository.
+    """Delete one model (all its shards, every revision; CHECKPOINT), or with file=None all models of a repository.
 
     Content that another file still links to stays. Returns the bytes freed; 0 when nothing was cached.
     raises: DownloadError if something cannot be deleted
@@ -53,10 +72,14 @@ def remove_model(repo: str, file: str | None) -> int:
     folder = repo_dir(repo)
     wanted = None if file is None else set(shards_of(file))
     victims = [(s, f) for s, f in _model_files(folder) if wanted is None or f in wanted]
+    checkpoints = [*_checkpoints(folder)] if file in (None, CHECKPOINT) else []
+    victims += [(snapshot, name) for snapshot, names in checkpoints for name in names]
     freed_bytes = 0
     try:
         for snapshot, name in victims:
             freed_bytes += _remove_file(folder, snapshot, name)
+        for snapshot, _ in checkpoints:
+            file_list_path(snapshot).unlink(missing_ok=True)
         _prune(folder)
     except OSError as error:
         raise DownloadError(f"cannot delete {error.filename}: {error.strerror}; close programs that use it.") from error
@@ -75,6 +98,29 @@ def _model_files(folder: Path) -> Iterator[tuple[Path, str]]:
                 yield found
 
 
+def _checkpoints(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """(snapshot, files) of every checkpoint of a repository that was fetched, complete or begun."""
+    for path in sorted((folder / ".phlite").glob("*/")):
+        snapshot = folder / "snapshots" / path.name
+        files = read_file_list(snapshot)
+        if files:
+            yield snapshot, files
+
+
+def _describe_checkpoint(folder: Path, repo: str, snapshot: Path, files: list[str]) -> CachedModel:
+    parts = [_describe(folder, repo, snapshot, file) for file in files if read_record(snapshot, file) is not None]
+    states = {part.state for part in parts}
+    state: State = "ok"
+    if len(parts) < len(files):
+        state = "partial"
+    for worst in ("unchecked", "partial", "damaged"):
+        if worst in states:
+            state = worst
+    size_bytes = sum(part.size_bytes for part in parts)
+    total_bytes = sum(part.total_bytes for part in parts) if len(parts) == len(files) else 0
+    return CachedModel(repo, repo, snapshot.name, CHECKPOINT, snapshot, size_bytes, total_bytes, state)
+
+
 def _describe(folder: Path, repo: str, snapshot: Path, file: str) -> CachedModel:
     path = snapshot / file
     record = read_record(snapshot, file)
@@ -85,7 +131,8 @@ def _describe(folder: Path, repo: str, snapshot: Path, file: str) -> CachedModel
         status = path.stat()
         size_bytes = status.st_size
         try:
-            sound = total_bytes in (0, size_bytes) and begins_as_gguf(path)
+            is_gguf = file.lower().endswith(".gguf")
+            sound = total_bytes in (0, size_bytes) and (not is_gguf or begins_as_gguf(path))
         except OSError:
             sound = False
         checked = record is not None and record.mtime_ns == status.st_mtime_ns
