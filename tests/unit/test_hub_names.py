@@ -39,6 +39,14 @@ def test_many_spellings_mean_phi3_mini(name: str) -> None:
         ("phi4-mini", "microsoft_Phi-4-mini-instruct-Q4_K_M.gguf"),
         ("phi4:mini", "microsoft_Phi-4-mini-instruct-Q4_K_M.gguf"),
         ("phi4-mini-reasoning", "microsoft_Phi-4-mini-reasoning-Q4_K_M.gguf"),
+        ("phi4-reasoning", "microsoft_Phi-4-reasoning-Q4_K_M.gguf"),
+        ("phi3.5:moe", "Phi-3.5-MoE-instruct-Q4_K_M.gguf"),
+        ("Phi-3.5-MoE-instruct", "Phi-3.5-MoE-instruct-Q4_K_M.gguf"),
+        ("phi-mini-moe", "Phi-mini-MoE-instruct-Q4_K_M.gguf"),
+        ("phi2", "phi-2.Q4_K_M.gguf"),
+        ("phi", "phi-2.Q4_K_M.gguf"),
+        ("phi:2.7b", "phi-2.Q4_K_M.gguf"),
+        ("phi-1_5", "phi-1_5-Q4_K_M.gguf"),
     ],
 )
 def test_each_member_has_its_file(name: str, file: str) -> None:
@@ -53,6 +61,7 @@ def test_each_member_has_its_file(name: str, file: str) -> None:
         ("phi3:fp16", "Phi-3-mini-4k-instruct-fp16.gguf"),
         ("phi3.5:q5_k_m", "Phi-3.5-mini-instruct-Q5_K_M.gguf"),
         ("phi4-iq4_xs", "phi-4-IQ4_XS.gguf"),
+        ("phi2:q8_0", "phi-2.Q8_0.gguf"),
         ("phi3.5-f16", "Phi-3.5-mini-instruct-f16.gguf"),
     ],
 )
@@ -110,7 +119,14 @@ def test_the_embedded_model_lies_in_the_package() -> None:
 
 @pytest.mark.parametrize(
     ("typed", "meant"),
-    [("phi3.5:minni", "phi3.5:mini"), ("haikku", "haiku"), ("ph4", "phi4"), ("phi3:mediun", "phi3:medium-4k")],
+    [
+        ("phi3.5:minni", "phi3.5:mini"),
+        ("haikku", "haiku"),
+        ("ph4", "phi4"),
+        ("phi3:mediun", "phi3:medium-4k"),
+        ("phi3.5-moee", "phi3.5:moe"),
+        ("phi5", "phi"),
+    ],
 )
 def test_an_unknown_name_suggests_the_nearest(typed: str, meant: str) -> None:
     with pytest.raises(DownloadError, match=f"Unknown model '{typed}'; did you mean .*{meant}"):
@@ -122,10 +138,33 @@ def test_a_name_near_nothing_lists_all() -> None:
         resolve("zzzzzz")
 
 
-@pytest.mark.parametrize("name", ["phi3:small", "phi3.5:moe", "phi3-vision", "phi2", "phi4-multimodal"])
-def test_a_member_without_a_gguf_says_so(name: str) -> None:
-    with pytest.raises(DownloadError, match="is known, but there is no GGUF file of it that phlite can run"):
+@pytest.mark.parametrize(
+    ("name", "lacks"),
+    [
+        ("phi3-vision", "pictures"),
+        ("phi3.5:vision", "pictures"),
+        ("phi4-multimodal", "pictures and sound"),
+        ("phi4-mini-flash-reasoning", "state space layers"),
+    ],
+)
+def test_a_member_that_cannot_run_yet_says_what_it_lacks(name: str, lacks: str) -> None:
+    with pytest.raises(DownloadError, match=f"does not run yet: it lacks {lacks}.*It runs haiku, phi3:mini-4k"):
         resolve(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "repo"),
+    [
+        ("phi3:small", "microsoft/Phi-3-small-8k-instruct"),
+        ("phi3-small-128k", "microsoft/Phi-3-small-128k-instruct"),
+        ("phi-tiny-moe", "microsoft/Phi-tiny-MoE-instruct"),
+        ("phi1", "microsoft/phi-1"),
+    ],
+)
+def test_a_member_without_a_gguf_means_the_original_weights(name: str, repo: str) -> None:
+    source = resolve(name)
+    assert (source.repo, source.file, source.quant) == (repo, None, None)
+    assert resolve(f"{name}-q8_0").quant == "Q8_0"
 
 
 @pytest.mark.parametrize(
@@ -140,8 +179,9 @@ def test_names_of_the_table_resolve_to_themselves_and_back() -> None:
     for name in known_names()[1:]:
         source = resolve(name)
         assert source.repo is not None
-        assert source.file is not None
-        assert name_of(source.repo, source.file) == name
+        if MEMBERS[name].repo is not None:
+            assert source.file is not None
+            assert name_of(source.repo, source.file) == name
 
 
 def test_every_short_name_leads_into_the_table() -> None:

@@ -29,16 +29,18 @@ DEFAULT_REVISION = "main"
 class Member:
     """One published model and the GGUF files known of it.
 
-    base:   Microsoft's repository of the original weights
-    repo:   the repository of the files in `files`, or None when no GGUF that phlite runs is known
-    files:  quantisation -> file name; the first is the default
-    others: (repository, file name with {quant}) for quantisations that `files` lacks
+    base:    Microsoft's repository of the original weights
+    repo:    the repository of the files in `files`; None where no GGUF is known, and the original weights are taken
+    files:   quantisation -> file name; the first is the default
+    others:  (repository, file name with {quant}) for quantisations that `files` lacks
+    missing: what phlite lacks to run it; "" for the members that it runs
     """
 
     base: str
     repo: str | None = None
     files: tuple[tuple[str, str], ...] = ()
     others: tuple[str, str] | None = None
+    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,12 +63,16 @@ class Source:
 
 
 def _community(base: str, repo: str, stem: str) -> Member:
-    """A member without a first-party GGUF: all quantisations in one community repository."""
-    return Member(base, repo, (("Q4_K_M", f"{stem}-Q4_K_M.gguf"),), (repo, f"{stem}-{{quant}}.gguf"))
+    """A member without a first-party GGUF: all quantisations in one community repository.
+
+    stem: file name up to the quantisation
+    """
+    return Member(base, repo, (("Q4_K_M", f"{stem}Q4_K_M.gguf"),), (repo, f"{stem}{{quant}}.gguf"))
 
 
 # Microsoft publishes GGUF files of Phi-3-mini-4k and phi-4 only. The community files are unmodified conversions with
-# the phi3 architecture; some other publishers rewrite phi-4 and Phi-4-mini to the llama architecture.
+# the phi3 architecture; some other publishers rewrite phi-4 and Phi-4-mini to the llama architecture. No other program
+# has a GGUF architecture for Phi-3-small.
 MEMBERS: dict[str, Member] = {
     "phi3:mini-4k": Member(
         "microsoft/Phi-3-mini-4k-instruct",
@@ -77,18 +83,18 @@ MEMBERS: dict[str, Member] = {
     "phi3:mini-128k": _community(
         "microsoft/Phi-3-mini-128k-instruct",
         "bartowski/Phi-3.1-mini-128k-instruct-GGUF",
-        "Phi-3.1-mini-128k-instruct",
+        "Phi-3.1-mini-128k-instruct-",
     ),
     "phi3:medium-4k": _community(
-        "microsoft/Phi-3-medium-4k-instruct", "bartowski/Phi-3-medium-4k-instruct-GGUF", "Phi-3-medium-4k-instruct"
+        "microsoft/Phi-3-medium-4k-instruct", "bartowski/Phi-3-medium-4k-instruct-GGUF", "Phi-3-medium-4k-instruct-"
     ),
     "phi3:medium-128k": _community(
         "microsoft/Phi-3-medium-128k-instruct",
         "bartowski/Phi-3-medium-128k-instruct-GGUF",
-        "Phi-3-medium-128k-instruct",
+        "Phi-3-medium-128k-instruct-",
     ),
     "phi3.5:mini": _community(
-        "microsoft/Phi-3.5-mini-instruct", "bartowski/Phi-3.5-mini-instruct-GGUF", "Phi-3.5-mini-instruct"
+        "microsoft/Phi-3.5-mini-instruct", "bartowski/Phi-3.5-mini-instruct-GGUF", "Phi-3.5-mini-instruct-"
     ),
     "phi4": Member(
         "microsoft/phi-4",
@@ -97,33 +103,39 @@ MEMBERS: dict[str, Member] = {
         ("bartowski/phi-4-GGUF", "phi-4-{quant}.gguf"),
     ),
     "phi4-reasoning": _community(
-        "microsoft/Phi-4-reasoning", "bartowski/microsoft_Phi-4-reasoning-GGUF", "microsoft_Phi-4-reasoning"
+        "microsoft/Phi-4-reasoning", "bartowski/microsoft_Phi-4-reasoning-GGUF", "microsoft_Phi-4-reasoning-"
     ),
     "phi4-reasoning-plus": _community(
         "microsoft/Phi-4-reasoning-plus",
         "bartowski/microsoft_Phi-4-reasoning-plus-GGUF",
-        "microsoft_Phi-4-reasoning-plus",
+        "microsoft_Phi-4-reasoning-plus-",
     ),
     "phi4-mini": _community(
-        "microsoft/Phi-4-mini-instruct", "bartowski/microsoft_Phi-4-mini-instruct-GGUF", "microsoft_Phi-4-mini-instruct"
+        "microsoft/Phi-4-mini-instruct",
+        "bartowski/microsoft_Phi-4-mini-instruct-GGUF",
+        "microsoft_Phi-4-mini-instruct-",
     ),
     "phi4-mini-reasoning": _community(
         "microsoft/Phi-4-mini-reasoning",
         "bartowski/microsoft_Phi-4-mini-reasoning-GGUF",
-        "microsoft_Phi-4-mini-reasoning",
+        "microsoft_Phi-4-mini-reasoning-",
     ),
     "phi3:small-8k": Member("microsoft/Phi-3-small-8k-instruct"),
     "phi3:small-128k": Member("microsoft/Phi-3-small-128k-instruct"),
-    "phi3:vision": Member("microsoft/Phi-3-vision-128k-instruct"),
-    "phi3.5:vision": Member("microsoft/Phi-3.5-vision-instruct"),
-    "phi3.5:moe": Member("microsoft/Phi-3.5-MoE-instruct"),
-    "phi4-multimodal": Member("microsoft/Phi-4-multimodal-instruct"),
-    "phi4-mini-flash-reasoning": Member("microsoft/Phi-4-mini-flash-reasoning"),
-    "phi-mini-moe": Member("microsoft/Phi-mini-MoE-instruct"),
+    "phi3.5:moe": _community(
+        "microsoft/Phi-3.5-MoE-instruct", "bartowski/Phi-3.5-MoE-instruct-GGUF", "Phi-3.5-MoE-instruct-"
+    ),
+    "phi-mini-moe": _community(
+        "microsoft/Phi-mini-MoE-instruct", "gabriellarson/Phi-mini-MoE-instruct-GGUF", "Phi-mini-MoE-instruct-"
+    ),
     "phi-tiny-moe": Member("microsoft/Phi-tiny-MoE-instruct"),
-    "phi2": Member("microsoft/phi-2"),
-    "phi1.5": Member("microsoft/phi-1_5"),
+    "phi2": _community("microsoft/phi-2", "TheBloke/phi-2-GGUF", "phi-2."),
+    "phi1.5": _community("microsoft/phi-1_5", "TKDKid1000/phi-1_5-GGUF", "phi-1_5-"),
     "phi1": Member("microsoft/phi-1"),
+    "phi3:vision": Member("microsoft/Phi-3-vision-128k-instruct", missing="pictures in prompts"),
+    "phi3.5:vision": Member("microsoft/Phi-3.5-vision-instruct", missing="pictures in prompts"),
+    "phi4-multimodal": Member("microsoft/Phi-4-multimodal-instruct", missing="pictures and sound in prompts"),
+    "phi4-mini-flash-reasoning": Member("microsoft/Phi-4-mini-flash-reasoning", missing="state space layers"),
 }
 
 # Short names, and the size tags other programs use, in the loose spelling of `_key`.
@@ -138,8 +150,15 @@ SHORT_NAMES: dict[str, str] = {
     "phi3-vision-128k": "phi3:vision",
     "phi3.5": "phi3.5:mini",
     "phi3.5-3.8b": "phi3.5:mini",
+    "phi3.5-moe-42b": "phi3.5:moe",
     "phi4-14b": "phi4",
     "phi4-mini-3.8b": "phi4-mini",
+    "phi4-mini-reasoning-3.8b": "phi4-mini-reasoning",
+    "phi4-reasoning-14b": "phi4-reasoning",
+    "phi": "phi2",
+    "phi2.7b": "phi2",
+    "phi2-2.7b": "phi2",
+    "phi1-5": "phi1.5",
 }
 
 # Compiled when first used: most names need none of them.
@@ -152,8 +171,8 @@ def resolve(name: str, *, checkpoint: bool = False) -> Source:
     """Say where `name` points to, without any network or file access beyond asking whether a path exists.
 
     checkpoint: a member's name means the repository of its original weights, not a GGUF file
-    raises: DownloadError for an unknown name (with the nearest known ones), for a member without a known GGUF, and
-            for a malformed repository or file name
+    raises: DownloadError for an unknown name (with the nearest known ones), for a member that phlite does not run yet,
+            and for a malformed repository or file name
     """
     name = name.strip()
     if not name:
@@ -163,7 +182,7 @@ def resolve(name: str, *, checkpoint: bool = False) -> Source:
     quant = re.search(_QUANT, name)
     member = _member(name[: quant.start()] if quant and not _member(name) else name)
     if member:
-        if checkpoint:
+        if checkpoint and not MEMBERS[member].missing:
             return Source(name, repo=MEMBERS[member].base)
         return _member_source(name, member, quant.group(1) if quant else None)
     if _looks_like_path(name):
@@ -175,7 +194,7 @@ def resolve(name: str, *, checkpoint: bool = False) -> Source:
 
 def known_names() -> list[str]:
     """Every canonical name that resolves to a file: the embedded model first, then the family in order."""
-    return [EMBEDDED, *(name for name, member in MEMBERS.items() if member.repo)]
+    return [EMBEDDED, *(name for name, member in MEMBERS.items() if not member.missing)]
 
 
 def name_of(repo: str, file: str) -> str:
@@ -204,11 +223,13 @@ def _member(name: str) -> str | None:
 
 def _member_source(name: str, canonical: str, quant: str | None) -> Source:
     member = MEMBERS[canonical]
-    if member.repo is None:
+    if member.missing:
         raise DownloadError(
-            f"{canonical} ({member.base}) is known, but there is no GGUF file of it that phlite can run. "
-            f"Runnable: {', '.join(known_names())}. To try a file of your own, give its path."
+            f"{canonical} ({member.base}) is a member of the family that phlite does not run yet: it lacks "
+            f"{member.missing}. It runs {', '.join(known_names())}."
         )
+    if member.repo is None:
+        return Source(name, repo=member.base, quant=None if quant is None else quant.upper().replace("FP16", "F16"))
     if quant is None:
         return Source(name, repo=member.repo, file=member.files[0][1])
     wanted = quant.upper().replace("FP16", "F16")
