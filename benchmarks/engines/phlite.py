@@ -58,7 +58,7 @@ class PhliteEngine:
         n_each = PROMPT_OF_A_BATCH + n + 2
         cache_tokens = n_sequences * (-(-n_each // BLOCK) * BLOCK)
         engine = Engine(self.model, n_ctx=n_each, kv_type=self.options.kv, cache_tokens=cache_tokens)
-        params = SamplingParams.greedy(max_tokens=n + 1, ignore_eos=True)
+        params = SamplingParams.greedy(max_tokens=n + 1, ignore_eos=True, prompt_lookup_num_tokens=0)
         sequences = [engine.add(token_ids(PROMPT_OF_A_BATCH).tolist(), params) for _ in range(n_sequences)]
         while not all(sequence.output_ids for sequence in sequences):
             engine.step()

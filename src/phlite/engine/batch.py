@@ -33,9 +33,13 @@ class BatchBuilder:
             positions=np.concatenate(positions),
             seq_starts=seq_starts,
             block_tables=block_tables,
-            seq_lens=np.array([chunk.sequence.n_ids for chunk in chunks], np.int32),
+            seq_lens=np.array([max(chunk.sequence.n_ids, chunk.end) for chunk in chunks], np.int32),
             logit_rows=np.array(
-                [end - 1 for end, chunk in zip(seq_starts[1:].tolist(), chunks, strict=True) if chunk.wants_token],
+                [
+                    row
+                    for end, chunk in zip(seq_starts[1:].tolist(), chunks, strict=True)
+                    for row in range(end - chunk.n_logits, end)
+                ],
                 np.int32,
             ),
         )
@@ -48,6 +52,6 @@ class BatchBuilder:
             positions=self.all_positions[chunk.start : chunk.end],
             seq_starts=np.array([0, n_rows], np.int32),
             block_tables=state.block_table[None, : state.n_blocks],
-            seq_lens=np.array([chunk.sequence.n_ids], np.int32),
-            logit_rows=np.array([n_rows - 1] if chunk.wants_token else [], np.int32),
+            seq_lens=np.array([max(chunk.sequence.n_ids, chunk.end)], np.int32),
+            logit_rows=np.arange(n_rows - chunk.n_logits, n_rows, dtype=np.int32),
         )

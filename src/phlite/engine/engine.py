@@ -23,7 +23,7 @@ from phlite.engine.batch import BatchBuilder
 from phlite.engine.blocks import BLOCK_SIZE
 from phlite.engine.params import SamplingParams
 from phlite.engine.sampling import F32, Choice, TokenLogprob, choose, compute_logprob, uniform
-from phlite.engine.scheduler import Scheduler, n_blocks_for
+from phlite.engine.scheduler import Chunk, Scheduler, n_blocks_for
 from phlite.engine.sequence import FinishReason, Sequence, build_sequence
 from phlite.errors import ContextLengthError, ModelFileError, RequestError
 from phlite.models.base import CausalLM
@@ -133,7 +133,10 @@ class Engine:
         self.in_step = False
 
     def step(self) -> list[StepOutput]:
-        """Run one forward pass; return the tokens it gave. Empty while prompts are encoded, or with nothing to do."""
+        """Run one forward pass; return the tokens it gave, of one sequence several where guesses were right.
+
+        Empty while prompts are encoded, or with nothing to do.
+        """
         if self.in_step:
             self.recover()
         self.in_step = True
@@ -146,11 +149,11 @@ class Engine:
             logits = self.model.forward(self.batches.build(chunks), self.cache)
             check_finite(logits)
             now_s = time.perf_counter()
-            rows = iter(logits)
+            n_rows = 0
             for chunk in chunks:
-                chunk.sequence.state.n_cached = chunk.end
-                if chunk.wants_token:
-                    outputs.append(self.extend(chunk.sequence, next(rows), now_s))
+                rows = logits[n_rows : n_rows + chunk.n_logits]
+                n_rows += chunk.n_logits
+                outputs += self.advance(chunk, rows, now_s)
         self.in_step = False
         return outputs
 
@@ -206,6 +209,25 @@ class Engine:
             for token_id in values:
                 if not 0 <= token_id < vocab_size:
                     raise RequestError(f"{name}: got token id {token_id}, expected 0 to {vocab_size - 1}")
+
+    def advance(self, chunk: Chunk, logits: F32, now_s: float) -> list[StepOutput]:
+        """Take over what a step encoded of a sequence: its next token, and more as long as the guesses were right.
+
+        logits: float32[chunk.n_logits, V], after the last known id and after each guess
+        """
+        sequence, state = chunk.sequence, chunk.sequence.state
+        n_known = chunk.end - chunk.n_guessed
+        state.n_cached = n_known
+        guess = state.ids[n_known : chunk.end].tolist()
+        outputs: list[StepOutput] = []
+        for row, guessed_id in zip(logits, [*guess, None], strict=False):
+            outputs.append(self.extend(sequence, row, now_s))
+            if sequence.finish_reason is not None or outputs[-1].token_id != guessed_id:
+                break
+            state.n_cached += 1  # the guess was right, so its keys and values stay
+        if guess:
+            state.guesser.note(len(guess), len(outputs) - 1)
+        return outputs
 
     def extend(self, sequence: Sequence, logits: F32, now_s: float) -> StepOutput:
         """Sample the next token of a sequence, append it, and end the sequence when it is the last."""

@@ -26,7 +26,7 @@ __all__ = ["GREEDY_BELOW", "MAX_SEED", "LogitsFunction", "SamplingParams"]
 
 MAX_SEED = 2**64 - 1
 GREEDY_BELOW = 1e-7
-MOST_BEAMS = 64
+MOST_GUESSED = 15
 
 # (all ids of the sequence so far, prompt first: int32[n], logits: float32[V]) -> float32[V]
 LogitsFunction = Callable[[NDArray[np.int32], NDArray[np.float32]], NDArray[np.float32]]
@@ -74,6 +74,8 @@ class SamplingParams:
     stop:              strings that end the generation and are cut off; needs text, so the engine alone ignores them
     stop_token_ids:    ids that end the generation, besides the model's own
     ignore_eos:        do not stop at the model's own end tokens
+    prompt_lookup_num_tokens: most tokens that are guessed from prompt and output and checked in one pass: the ids are
+                       the same, only the speed changes; 0: off
     logprobs:          None: none; n >= 0: log-probability of each token and of the n most likely ones, of the model's
                        own distribution (before penalties, temperature and filters)
 
@@ -116,12 +118,21 @@ class SamplingParams:
     stop: str | Iterable[str] = ()
     stop_token_ids: Iterable[int] = ()
     ignore_eos: bool = False
+    prompt_lookup_num_tokens: int = MOST_GUESSED
     logprobs: int | None = None
 
     @classmethod
-    def greedy(cls, *, max_tokens: int | None = 100, ignore_eos: bool = False) -> SamplingParams:
+    def greedy(
+        cls, *, max_tokens: int | None = 100, ignore_eos: bool = False, prompt_lookup_num_tokens: int = MOST_GUESSED
+    ) -> SamplingParams:
         """Return parameters for the most likely token each time, with no penalty."""
-        return cls(temperature=0.0, repeat_penalty=1.0, max_tokens=max_tokens, ignore_eos=ignore_eos)
+        return cls(
+            temperature=0.0,
+            repeat_penalty=1.0,
+            max_tokens=max_tokens,
+            ignore_eos=ignore_eos,
+            prompt_lookup_num_tokens=prompt_lookup_num_tokens,
+        )
 
     def with_seed(self, seed: int) -> SamplingParams:
         """Return the same parameters with this seed."""
@@ -178,6 +189,7 @@ class SamplingParams:
         check_integer("max_length", self.max_length, low=1, optional=True)
         check_integer("min_tokens", self.min_tokens, low=0)
         check_integer("min_length", self.min_length, low=0)
+        check_integer("prompt_lookup_num_tokens", self.prompt_lookup_num_tokens, low=0)
         check_integer("logprobs", self.logprobs, low=0, optional=True)
         if self.logits_function is not None and not callable(self.logits_function):
             raise RequestError(f"logits_function: got {self.logits_function!r}, expected a callable or None")

@@ -1,8 +1,9 @@
 """Which tokens of which sequences the next step works on. Plain bookkeeping: no model, no arrays of logits.
 
-Every decoding sequence gets its one token in every step. What is left of max_batch_tokens goes to prompts, in chunks;
-while others decode, PREFILL_BESIDE_DECODE tokens at most, so a long prompt delays them by no more than that. The oldest
-prompt gets at least half of the room, the rest goes to the shortest, so neither waits for the other for long.
+Every decoding sequence gets its one token in every step, with guesses of what follows it while there is room for them.
+What is left of max_batch_tokens goes to prompts, in chunks; while others decode, PREFILL_BESIDE_DECODE tokens at most,
+so a long prompt delays them by no more than that. The oldest prompt gets at least half of the room, the rest goes to
+the shortest, so neither waits for the other for long.
 
 Admission is first come, first served, when the blocks for all known ids of a sequence are free. When a decoding
 sequence needs a block and none is free, the youngest one gives its blocks back and waits; its ids are encoded again
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from phlite.engine.blocks import BLOCK_SIZE, BlockAllocator
+from phlite.engine.lookup import MOST_ROWS
 from phlite.engine.sequence import Sequence
 
 __all__ = ["Chunk", "Scheduler"]
@@ -25,12 +27,22 @@ PREFILL_BESIDE_DECODE = 128
 
 @dataclass(slots=True)
 class Chunk:
-    """Ids start .. end of one sequence, to be encoded in this step; the next token is wanted if end is its last id."""
+    """Ids start .. end of one sequence, to be encoded in this step; the next token is wanted if end is its last id.
+
+    n_guessed: the last ones of them are guesses (phlite.engine.lookup); the next token is wanted after each id from the
+               last known one on
+    """
 
     sequence: Sequence
     start: int
     end: int
     wants_token: bool
+    n_guessed: int = 0
+
+    @property
+    def n_logits(self) -> int:
+        """Number of rows, the last ones, whose logits are wanted."""
+        return 1 + self.n_guessed if self.wants_token else 0
 
 
 class Scheduler:
@@ -78,8 +90,14 @@ class Scheduler:
         decoding = [sequence for sequence in self.running if sequence.n_pending == 1]
         prefilling = [sequence for sequence in self.running if sequence.n_pending > 1]
         chunks = [whole_chunk(sequence) for sequence in decoding]
+        # Prompts keep at least half of what decoding leaves.
+        room = min(MOST_ROWS - len(decoding), (self.max_batch_tokens - len(decoding)) // (2 if prefilling else 1))
+        for chunk in chunks:
+            self.guess(chunk, room)
+            room -= chunk.n_guessed
         if prefilling:
-            chunks += split_room(prefilling, self.prefill_room(len(decoding)))
+            n_rows = sum(chunk.end - chunk.start for chunk in chunks)
+            chunks += split_room(prefilling, self.prefill_room(n_rows))
         return chunks
 
     def reserve_running(self) -> None:
@@ -100,10 +118,15 @@ class Scheduler:
             self.waiting.appendleft(youngest)
             if youngest is sequence:
                 return False
-        for _ in range(n_missing):
-            sequence.state.block_table[sequence.state.n_blocks] = self.blocks.acquire()
-            sequence.state.n_blocks += 1
+        self.acquire(sequence, sequence.n_ids)
         return True
+
+    def acquire(self, sequence: Sequence, n_ids: int) -> None:
+        """Take the missing blocks for n_ids positions of a sequence; the caller has looked at n_free."""
+        state = sequence.state
+        while state.n_blocks < n_blocks_for(n_ids):
+            state.block_table[state.n_blocks] = self.blocks.acquire()
+            state.n_blocks += 1
 
     def admit(self) -> None:
         """Move waiting sequences to the running ones while there is room for all of their ids."""
@@ -123,10 +146,25 @@ class Scheduler:
             sequence.state.regime = regime
             sequence.state.n_cached = 0
 
-    def prefill_room(self, n_decoding: int) -> int:
-        """Return how many prompt tokens the step may take: at least one, so that every prompt ends."""
-        room = self.max_batch_tokens - n_decoding
-        if n_decoding:
+    def guess(self, chunk: Chunk, room: int) -> None:
+        """Lengthen a chunk by guesses where the step has room for them and blocks are free; nobody gives any up."""
+        sequence, state = chunk.sequence, chunk.sequence.state
+        n_ids = sequence.n_ids
+        # After the last guess one more token is drawn, and all logits must come from one rotary table.
+        guess = state.guesser.guess(state.ids[:n_ids], min(room, state.max_ids - n_ids - 1))
+        end = n_ids + guess.size
+        if end == n_ids or n_blocks_for(end) - state.n_blocks > self.blocks.n_free:
+            return
+        if self.rope_regime(end) != state.regime:
+            return
+        self.acquire(sequence, end)
+        state.ids[n_ids:end] = guess
+        chunk.end, chunk.n_guessed = end, guess.size
+
+    def prefill_room(self, n_rows: int) -> int:
+        """Return how many prompt tokens may come beside n_rows of decoding: at least one, so that every prompt ends."""
+        room = self.max_batch_tokens - n_rows
+        if n_rows:
             room = min(room, PREFILL_BESIDE_DECODE)
         return max(room, 1)
 

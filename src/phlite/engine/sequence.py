@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from phlite.engine.lookup import Guesser
 from phlite.engine.params import SamplingParams
 from phlite.engine.sampling import Step, TokenLogprob, build_steps, first_mu
 
@@ -76,6 +77,7 @@ class SequenceState:
     regime:      the model's rope regime those were rotated with
     block_table: int32[max blocks]; cache blocks in order of position, -1 beyond n_blocks
     steps:       the sampling steps its parameters ask for
+    guesser:     guesses its next tokens
     mus:         with mirostat, its bound for each output id so far and for the next one
     """
 
@@ -85,6 +87,7 @@ class SequenceState:
     n_prompt: int
     block_table: NDArray[np.int32]
     steps: tuple[Step, ...]
+    guesser: Guesser
     mus: list[float]
     n_blocks: int = 0
     n_cached: int = 0
@@ -112,6 +115,7 @@ def build_sequence(
         n_prompt=n_prompt,
         block_table=np.full(-(-max_ids // block_size), -1, np.int32),
         steps=build_steps(params),
+        guesser=Guesser(params.prompt_lookup_num_tokens),
         mus=[first_mu(params)],
     )
     return Sequence(prompt_ids, params, seed, state=state)

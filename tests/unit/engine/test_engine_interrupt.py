@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import phlite.engine
@@ -39,7 +40,19 @@ def params(seed):
     return SamplingParams(seed=seed, max_tokens=4 + seed, logprobs=1)
 
 
-def start(model, prompt):
+def repeating(ids, logits):
+    """Go on as after the last occurrence of the newest id, so that guesses are right."""
+    earlier = np.flatnonzero(ids[:-1] == ids[-1])
+    result = logits.copy()
+    result[ids[earlier[-1:] + 1]] += 20.0
+    return result
+
+
+def repeating_params(seed):
+    return SamplingParams(seed=seed, max_tokens=12 + seed, mirostat=2, logits_function=repeating, repeat_penalty=1.0)
+
+
+def start(model, prompt, params=params):
     engine = Engine(model, n_ctx=96, cache_tokens=192)
     return engine, [engine.add(prompt(62 + i, i), params(i)) for i in range(3)]
 
@@ -69,6 +82,26 @@ def test_an_interrupt_before_any_line_of_a_step_loses_and_changes_nothing(fake_m
         assert [len(sequence.logprobs) for sequence in sequences] == [len(ids) for ids in expected]
         assert_all_freed(engine)
     assert n_interrupted > 100
+
+
+def test_an_interrupt_while_guesses_are_checked_loses_and_changes_nothing(fake_model, prompt, assert_all_freed):
+    model = fake_model(short=68)
+    engine, sequences = start(model, prompt, repeating_params)
+    run(engine)
+    expected = [(sequence.output_ids, sequence.state.mus) for sequence in sequences]
+    assert any(len(batch.logit_rows) > len(batch.seq_lens) for batch in model.batches)
+    for n_line in range(3, 10_000, 53):
+        engine, sequences = start(fake_model(short=68), prompt, repeating_params)
+        try:
+            with InterruptAtLine(n_line):
+                run(engine)
+        except KeyboardInterrupt:
+            run(engine)
+        else:
+            break
+        assert [(one.output_ids, one.state.mus) for one in sequences] == expected, f"interrupted at line {n_line}"
+        assert_all_freed(engine)
+    assert n_line > 2000
 
 
 def test_an_interrupted_generate_call_leaves_nothing_behind(fake_model, prompt, assert_all_freed):
