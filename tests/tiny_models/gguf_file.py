@@ -64,11 +64,11 @@ def write_gguf(
     if architecture == "llama":
         tensors = permute_for_interleaved_rope(checkpoint)
     for name, tensor in tensors.items():
-        gguf_name = _gguf_name(name)
-        if gguf_name not in leave_out:
+        stored_name = gguf_name(name)
+        if stored_name not in leave_out:
             kind = gguf.GGMLQuantizationType[tensor.type]
             data = tensor.values if tensor.type == "F32" else tensor.data
-            writer.add_tensor(gguf_name, np.ascontiguousarray(data), raw_dtype=kind)
+            writer.add_tensor(stored_name, np.ascontiguousarray(data), raw_dtype=kind)
     factors = _rope_parameters(checkpoint.config)
     for which in ("long", "short"):
         if f"{which}_factor" in factors and f"rope_factors_{which}.weight" not in leave_out:
@@ -155,7 +155,8 @@ def _add_vocabulary(writer: gguf.GGUFWriter, n_vocab: int) -> None:
     writer.add_add_bos_token(False)
 
 
-def _gguf_name(name: str) -> str:
+def gguf_name(name: str) -> str:
+    """Return the name in the file of a tensor with this Hugging Face name."""
     module = name.removesuffix(".weight")
     layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module)
     return f"blk.{layer[1]}.{_NAMES[layer[2]]}.weight" if layer else f"{_NAMES[module]}.weight"

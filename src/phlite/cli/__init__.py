@@ -27,6 +27,7 @@ COMMANDS = {
     "show": "describe a model",
     "rm": "delete a downloaded model",
     "convert": "make a GGUF file of a Hugging Face checkpoint",
+    "quantize": "write a model file with smaller weights",
     "tokenize": "show how a model reads a text",
     "bench": "measure the speed of a model on this machine",
     "perplexity": "measure how well a model predicts a text",
