@@ -30,6 +30,7 @@ from phlite.gguf import load_gguf
 from phlite.layers.weights import Weights
 from phlite.models.base import CausalLM
 from phlite.models.phimoe_config import GGUF_NAMES, PhimoeConfig
+from phlite.models.phimoe_tensors import split_stacks
 from phlite.models.registry import build_checkpoint_model, load_model
 
 IDS = np.random.default_rng(5).integers(0, 512, 40).tolist()
@@ -269,6 +270,17 @@ def test_a_stack_of_another_shape_is_refused(load: Load, shape: tuple[int, ...])
             leave_out=[name],
             extra_tensors={name: np.zeros(shape, np.float32)},
         )
+
+
+def test_a_mapping_without_stacks_is_not_looked_through():
+    class MadeOnRequest(dict[str, Any]):
+        def items(self) -> Any:
+            raise AssertionError("every tensor was made at once")
+
+        values = items
+
+    tensors = MadeOnRequest({"model.layers.0.block_sparse_moe.experts.0.w1.weight": None})
+    assert split_stacks(tensors, source="folder") is tensors
 
 
 def test_a_tensor_without_a_place_is_refused(load: Load):

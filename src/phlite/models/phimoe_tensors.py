@@ -16,7 +16,7 @@ _STACK = re.compile(r"(blk\.\d+\.ffn_(?:gate|up|down))_exps\.weight|(.*\.)mlp\.e
 _ROUTER = re.compile(r"(.*\.)mlp\.router\.weight")
 
 
-def split_stacks(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+def split_stacks(tensors: Mapping[str, Tensor], *, source: str) -> Mapping[str, Tensor]:
     """Return the tensors with each stack replaced by a view for every expert e, under the names of unstacked files.
 
     blk.N.ffn_gate_exps.weight [X, F, E]    -> blk.N.ffn_gate.e.weight [F, E]; ffn_up_exps and ffn_down_exps likewise
@@ -24,9 +24,13 @@ def split_stacks(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Ten
     ...mlp.experts.down_proj [X, E, F]      -> ...block_sparse_moe.experts.e.w2.weight [E, F]
     ...mlp.router.weight [X, E]             -> ...block_sparse_moe.gate.weight, which is the same matrix
 
+    Where there is none the mapping itself is returned: it may make its tensors only when they are asked for.
+
     raises: ModelFileError where a stack is none
     source: llama.cpp gguf-py tensor_mapping; transformers 5.x conversion_mapping, "phimoe"
     """
+    if not any(_STACK.fullmatch(name) or _ROUTER.fullmatch(name) for name in tensors):
+        return tensors
     split: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if router := _ROUTER.fullmatch(name):
