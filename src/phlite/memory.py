@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-__all__ = ["available_memory_bytes"]
+__all__ = ["available_memory_bytes", "shortage"]
 
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -18,6 +18,26 @@ def available_memory_bytes() -> int | None:
     candidates = [linux_available_bytes(Path("/proc/meminfo")), cgroup_available_bytes(CGROUP), physical_bytes()]
     known = [n_bytes for n_bytes in candidates if n_bytes is not None]
     return min(known) if known else None
+
+
+def shortage(weight_bytes: int, available_bytes: int | None, *, in_place: bool) -> str | None:
+    """Return what is wrong, with the sizes, where weights do not fit into the free memory; None where they do.
+
+    weight_bytes:    of the model
+    available_bytes: free memory; None: unknown, nothing is said
+    in_place:        the weights are used where a file is mapped, so the system may drop them; else they are copied
+    """
+    if available_bytes is None or weight_bytes <= available_bytes:
+        return None
+    what_follows = (
+        "those that do not fit are read from the disk again whenever they are needed, which is slow"
+        if in_place
+        else "the system may begin to swap, or end this program"
+    )
+    return (
+        f"the weights take {weight_bytes / 1e9:.2f} GB and {available_bytes / 1e9:.2f} GB of memory are free: "
+        f"{what_follows}; a smaller quantisation of the model would fit better"
+    )
 
 
 def linux_available_bytes(meminfo: Path) -> int | None:

@@ -1,6 +1,6 @@
 import pytest
 
-from phlite.memory import available_memory_bytes, cgroup_available_bytes, linux_available_bytes
+from phlite.memory import available_memory_bytes, cgroup_available_bytes, linux_available_bytes, shortage
 
 
 def test_this_machine_has_some_memory():
@@ -35,3 +35,16 @@ def test_a_container_without_limit_is_unknown(tmp_path):
 
 def test_no_control_group_is_unknown(tmp_path):
     assert cgroup_available_bytes(tmp_path) is None
+
+
+@pytest.mark.parametrize("available_bytes", [None, 100, 10**12])
+def test_weights_that_fit_or_an_unknown_memory_are_no_shortage(available_bytes):
+    assert shortage(100, available_bytes, in_place=True) is None
+
+
+@pytest.mark.parametrize(("in_place", "what_follows"), [(True, "read from the disk again"), (False, "swap")])
+def test_a_shortage_names_both_sizes_and_what_follows(in_place, what_follows):
+    text = shortage(25_300_000_000, 13_120_000_000, in_place=in_place)
+    assert "25.30 GB" in text
+    assert "13.12 GB" in text
+    assert what_follows in text
