@@ -182,7 +182,7 @@ def resolve(name: str, *, checkpoint: bool = False) -> Source:
     quant = re.search(_QUANT, name)
     member = _member(name[: quant.start()] if quant and not _member(name) else name)
     if member:
-        if checkpoint and not MEMBERS[member].missing:
+        if checkpoint:
             return Source(name, repo=MEMBERS[member].base)
         return _member_source(name, member, quant.group(1) if quant else None)
     if _looks_like_path(name):
@@ -193,7 +193,7 @@ def resolve(name: str, *, checkpoint: bool = False) -> Source:
 
 
 def known_names() -> list[str]:
-    """Every canonical name that resolves to a file: the embedded model first, then the family in order."""
+    """Every canonical name of a model that runs: the embedded one first, then the family in order."""
     return [EMBEDDED, *(name for name, member in MEMBERS.items() if not member.missing)]
 
 
