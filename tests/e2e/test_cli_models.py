@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from e2e.hub_server import HubServer
-from tiny_models import random_checkpoint, tiny_config, write_gguf
+from tiny_models import random_checkpoint, tiny_config, write_gguf, write_hf_folder
 from tiny_models.phi import random_phi_checkpoint, tiny_phi_config, write_phi_gguf
+from tiny_models.phimoe import random_phimoe_checkpoint, tiny_phimoe_config
 
 from phlite.gguf import GGMLType, GGUFWriter, ValueType
 
@@ -153,7 +154,7 @@ def test_show_describes_a_member_without_a_chat_template(phlite: Phlite, tmp_pat
     shown = phlite("show", path).stdout
     assert "phi2, that of Phi-1, Phi-1.5, Phi-2" in shown
     assert "2 layers, 320 wide, 4 heads (4 for keys and values), MLP 1280" in shown
-    assert re.search(r"chat template none in the file; the form phi3, by its special tokens\n", shown)
+    assert re.search(r"chat template none of its own; the form phi3, by its special tokens\n", shown)
     assert re.search(r"stops at +<\|endoftext\|> </s> ", shown)
 
 
@@ -169,6 +170,23 @@ def test_show_counts_the_experts_that_a_token_uses(phlite: Phlite, tmp_path: Pat
     shown = phlite("show", path).stdout
     assert "5.22 million, 0.74 million of them for each token" in shown
     assert "16 experts of MLP 32, 2 for each token" in shown
+
+
+def test_show_describes_checkpoint_folders_in_the_same_words(phlite: Phlite, tmp_path: Path) -> None:
+    write_hf_folder(tmp_path / "phi", random_phi_checkpoint(tiny_phi_config()))
+    shown = phlite("show", tmp_path / "phi").stdout
+    assert "phi, that of Phi-1, Phi-1.5, Phi-2" in shown
+    assert "2 layers, 320 wide, 4 heads (4 for keys and values), MLP 1280" in shown
+    assert re.search(r"stops at +</s> <\|endoftext\|> <\|assistant\|> ", shown)
+
+    config = tiny_phimoe_config()
+    write_hf_folder(tmp_path / "moe", random_phimoe_checkpoint(config))
+    shown = phlite("show", tmp_path / "moe").stdout
+    n_experts = config["num_local_experts"]
+    assert f"{n_experts} experts of MLP {config['intermediate_size']}, 2 for each token" in shown
+    all_weights, active = map(float, re.findall(r"([\d.]+) million", shown)[:2])
+    n_of_experts = config["num_hidden_layers"] * 3 * config["intermediate_size"] * config["hidden_size"] * n_experts
+    assert all_weights - active == pytest.approx(n_of_experts * (1 - 2 / n_experts) / 1e6, abs=0.02)
 
 
 def test_show_tells_which_architecture_cannot_run(phlite: Phlite, tmp_path: Path) -> None:

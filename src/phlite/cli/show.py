@@ -7,6 +7,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from phlite.cli.describe import (
+    describe_architecture,
+    describe_chat_template,
+    describe_layers,
+    describe_parameters,
+)
 from phlite.cli.parser import Parser
 from phlite.cli.stats import named_sampling
 from phlite.cli.terminal import printable
@@ -14,18 +20,8 @@ from phlite.gguf import GGMLType, GGUFFile, Metadata, file_type_name, load_gguf
 from phlite.hub import fetch, format_bytes
 from phlite.recommended import recommended_fields
 from phlite.tokenizer.special_tokens import STOP_TEXTS
-from phlite.tokenizer.turn_formats import TURN_FORMATS, name_turn_format
 
 MAX_VALUE_CHARACTERS = 100
-
-CLASSES = {
-    "phi2": "Phi-1, Phi-1.5, Phi-2",
-    "phi3": "Phi-3-mini and medium, Phi-3.5-mini, Phi-4, Phi-4-mini",
-    "phi3small": "Phi-3-small",
-    "phimoe": "Phi-3.5-MoE, Phi-mini-MoE",
-    "llama": "the first conversions of Phi-3-mini",
-}
-"""general.architecture -> the members of the family that have it."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -53,12 +49,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _summary(file: GGUFFile) -> list[tuple[str, str]]:
+    from phlite.models.registry import (
+        ARCHITECTURES,  # with the kernels, which the program's other commands start without
+    )
+
     metadata = file.metadata
     arch = metadata.get_str("general.architecture", "unknown")
     rows = [
         ("model", metadata.get_str("general.name", "unnamed")),
         ("file", f"{file.paths[0]} ({format_bytes(file.n_bytes)}{_parts(file)})"),
-        ("architecture", _architecture(arch)),
+        ("architecture", describe_architecture(arch, ARCHITECTURES)),
         ("parameters", _parameters(file, arch)),
         ("shape", _shape(metadata, arch)),
         ("context", _context(metadata, arch)),
@@ -77,38 +77,28 @@ def _parts(file: GGUFFile) -> str:
     return f" in {len(file.paths)} parts" if len(file.paths) > 1 else ""
 
 
-def _architecture(arch: str) -> str:
-    from phlite.models.registry import ARCHITECTURES
-
-    if arch not in ARCHITECTURES:
-        return f"{arch}, which phlite does not run; it runs {', '.join(ARCHITECTURES)}"
-    return f"{arch}, that of {CLASSES[arch]}" if arch in CLASSES else arch
-
-
 def _parameters(file: GGUFFile, arch: str) -> str:
-    n_all = sum(tensor.n_elements for tensor in file.tensors.values())
-    n_experts = file.metadata.get_int(f"{arch}.expert_count", 0)
-    n_used = file.metadata.get_int(f"{arch}.expert_used_count", 0)
-    if not 0 < n_used < n_experts:
-        return _count(n_all)
-    of_experts = sum(tensor.n_elements for tensor in file.tensors.values() if "_exps." in tensor.name)
-    n_active = n_all - of_experts + of_experts * n_used // n_experts
-    return f"{_count(n_all)}, {_count(n_active)} of them for each token"
-
-
-def _count(n: int) -> str:
-    return f"{n / 1e9:.2f} billion" if n >= 1e8 else f"{n / 1e6:.2f} million"
+    return describe_parameters(
+        sum(tensor.n_elements for tensor in file.tensors.values()),
+        n_in_experts=sum(tensor.n_elements for tensor in file.tensors.values() if "_exps." in tensor.name),
+        n_experts=file.metadata.get_int(f"{arch}.expert_count", 0),
+        n_used=file.metadata.get_int(f"{arch}.expert_used_count", 0),
+    )
 
 
 def _shape(metadata: Metadata, arch: str) -> str:
-    def value(key: str) -> str:
-        return str(metadata.get(f"{arch}.{key}", "?"))
+    def value(key: str) -> object:
+        return metadata.get(f"{arch}.{key}", "?")
 
-    heads = f"{value('attention.head_count')} heads ({value('attention.head_count_kv')} for keys and values)"
-    mlp = f"MLP {value('feed_forward_length')}"
-    if f"{arch}.expert_count" in metadata:
-        mlp = f"{value('expert_count')} experts of {mlp}, {value('expert_used_count')} for each token"
-    return f"{value('block_count')} layers, {value('embedding_length')} wide, {heads}, {mlp}"
+    return describe_layers(
+        n_layers=value("block_count"),
+        width=value("embedding_length"),
+        heads=value("attention.head_count"),
+        kv_heads=value("attention.head_count_kv"),
+        mlp=value("feed_forward_length"),
+        n_experts=metadata.get(f"{arch}.expert_count", 0),
+        n_used=value("expert_used_count"),
+    )
 
 
 def _context(metadata: Metadata, arch: str) -> str:
@@ -139,13 +129,11 @@ def _tokenizer(metadata: Metadata) -> str:
 
 
 def _chat_template(metadata: Metadata) -> str:
-    source = metadata.get_str("tokenizer.chat_template", "")
-    if source:
-        known = next((name for name, turns in TURN_FORMATS.items() if turns.source == source), None)
-        return f"{len(source)} characters{f', the form {known}' if known else ''} (-v shows it)"
-    tokens = frozenset(metadata.get_str_array("tokenizer.ggml.tokens", []))
-    name = name_turn_format(tokens, metadata.get_str("general.name", ""))
-    return f"none in the file; the form {name}, by its special tokens" if name else "none: not trained for chat"
+    return describe_chat_template(
+        metadata.get_str("tokenizer.chat_template", ""),
+        frozenset(metadata.get_str_array("tokenizer.ggml.tokens", [])),
+        metadata.get_str("general.name", ""),
+    )
 
 
 def _stop_texts(metadata: Metadata) -> list[str]:

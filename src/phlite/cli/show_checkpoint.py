@@ -5,9 +5,16 @@ from __future__ import annotations
 import json
 
 from phlite.checkpoint import Checkpoint
+from phlite.cli.describe import (
+    describe_architecture,
+    describe_chat_template,
+    describe_layers,
+    describe_parameters,
+)
 from phlite.cli.terminal import printable
 from phlite.gguf import GGMLType
 from phlite.hub import format_bytes
+from phlite.models.registry import MODEL_TYPES
 from phlite.tokenizer import load_tokenizer
 
 MAX_VALUE_CHARACTERS = 100
@@ -20,7 +27,8 @@ def print_checkpoint(checkpoint: Checkpoint, *, verbose: bool) -> None:
     for label, value in [
         *_summary(checkpoint),
         ("tokenizer", f"{len(tokenizer.special_tokens)} special tokens of {tokenizer.vocab_size}"),
-        ("chat template", f"{len(template)} characters (-v shows it)" if template else "none"),
+        ("chat template", describe_chat_template(template, tokenizer.special_tokens, checkpoint.folder.name)),
+        ("stops at", " ".join(map(tokenizer.token_text, sorted(tokenizer.stop_ids))) or "nothing"),
     ]:
         print(printable(f"{label:<14}{value}"))
     if not verbose:
@@ -38,12 +46,20 @@ def print_checkpoint(checkpoint: Checkpoint, *, verbose: bool) -> None:
 
 def _summary(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     n_files = len(checkpoint.paths)
-    n_weights = sum(tensor.n_elements for tensor in checkpoint.tensors.values())
+    of_experts = [tensor.n_elements for name, tensor in checkpoint.tensors.items() if ".experts." in name]
     parts = f" in {n_files} files" if n_files > 1 else ""
     return [
         ("checkpoint", f"{checkpoint.folder} ({format_bytes(checkpoint.n_bytes)}{parts})"),
-        ("architecture", checkpoint.model_type),
-        ("parameters", f"{n_weights / 1e9:.2f} billion" if n_weights >= 1e8 else f"{n_weights / 1e6:.2f} million"),
+        ("architecture", describe_architecture(checkpoint.model_type, MODEL_TYPES)),
+        (
+            "parameters",
+            describe_parameters(
+                sum(tensor.n_elements for tensor in checkpoint.tensors.values()),
+                n_in_experts=sum(of_experts),
+                n_experts=_count(checkpoint, "num_local_experts"),
+                n_used=_count(checkpoint, "num_experts_per_tok"),
+            ),
+        ),
         ("shape", _shape(checkpoint)),
         ("context", f"{checkpoint.config.get('max_position_embeddings', '?')} tokens"),
         *(("weights" if i == 0 else "", line) for i, line in enumerate(_tensor_types(checkpoint))),
@@ -52,12 +68,23 @@ def _summary(checkpoint: Checkpoint) -> list[tuple[str, str]]:
 
 
 def _shape(checkpoint: Checkpoint) -> str:
-    def value(key: str) -> str:
-        return str(checkpoint.config.get(key, "?"))
+    def value(*keys: str) -> object:
+        return next((checkpoint.config[key] for key in keys if checkpoint.config.get(key) is not None), "?")
 
-    heads = f"{value('num_attention_heads')} heads ({value('num_key_value_heads')} for keys and values)"
-    layers = f"{value('num_hidden_layers')} layers, {value('hidden_size')} wide"
-    return f"{layers}, {heads}, MLP {value('intermediate_size')}"
+    return describe_layers(
+        n_layers=value("num_hidden_layers"),
+        width=value("hidden_size"),
+        heads=value("num_attention_heads"),
+        kv_heads=value("num_key_value_heads", "num_attention_heads"),
+        mlp=value("intermediate_size", "ff_intermediate_size"),
+        n_experts=_count(checkpoint, "num_local_experts"),
+        n_used=value("num_experts_per_tok"),
+    )
+
+
+def _count(checkpoint: Checkpoint, key: str) -> int:
+    value = checkpoint.config.get(key)
+    return value if isinstance(value, int) else 0
 
 
 def _tensor_types(checkpoint: Checkpoint) -> list[str]:
