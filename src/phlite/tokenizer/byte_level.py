@@ -14,7 +14,7 @@ from phlite.tokenizer.vocabulary import CONTROL, UNKNOWN, UNUSED, USER_DEFINED, 
 
 __all__ = ["PRE_TOKENIZERS", "build_byte_level_tokenizer", "build_pre_tokenizer"]
 
-_CL100K = (
+CL100K = (
     r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -25,7 +25,7 @@ _O200K = (
 )
 # tokenizer.ggml.pre to the pattern that cuts a text into words; None is GPT-2's, which the library has built in.
 # source: llama.cpp, llama-vocab.cpp, llm_tokenizer_bpe
-PRE_TOKENIZERS: dict[str, str | None] = {"gpt-2": None, "phi-2": None, "dbrx": _CL100K, "gpt-4o": _O200K}
+PRE_TOKENIZERS: dict[str, str | None] = {"gpt-2": None, "phi-2": None, "dbrx": CL100K, "gpt-4o": _O200K}
 
 
 def build_byte_level_tokenizer(

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as Engine
 from phlite.errors import ModelFileError
 from phlite.tokenizer.library import LibraryTokenizer, build_engine
 from phlite.tokenizer.pipeline import Pipeline, check_pipeline
+from phlite.tokenizer.tiktoken_file import END_OF_TEXT, RANK_FILE, tokenizer_json
 
 __all__ = ["TokenizerFiles", "load_huggingface_tokenizer", "load_tokenizer_files"]
 
@@ -90,15 +91,23 @@ def load_tokenizer_files(path: Path) -> TokenizerFiles:
     """Return the checked files of a folder, or of a tokenizer.json in one.
 
     Beside tokenizer.json it reads, where they exist: tokenizer_config.json (begin and end of text, chat templates,
-    flags of added tokens), generation_config.json (end tokens) and chat_template.jinja.
+    flags of added tokens), generation_config.json (end tokens) and chat_template.jinja. A folder without a
+    tokenizer.json may have Phi-3-small's file of ranks instead.
 
     raises: ModelFileError for a file that is missing, broken or inconsistent; UnsupportedModelError for a part of the
             pipeline that no Phi tokenizer has
     """
     folder, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
-    data = _read_json(file)
     config = _read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
-    changed = _put_flags_of_config(data, config, str(folder / "tokenizer_config.json"))
+    from_ranks = not file.exists() and (folder / RANK_FILE).is_file()
+    if from_ranks:
+        file = folder / RANK_FILE
+        data = tokenizer_json(file)
+        # The remote code of such a folder names these itself.
+        config = {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, **config}
+    else:
+        data = _read_json(file)
+    changed = from_ranks | _put_flags_of_config(data, config, str(folder / "tokenizer_config.json"))
     pipeline = check_pipeline(data, source=str(file))
     changed |= _unset_idle_flags(data)
     pieces, added_tokens, merges = _vocabulary(data, str(file))
