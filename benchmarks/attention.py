@@ -1,9 +1,11 @@
 """Speed of the attention kernels alone: decode in GB/s of cache read, prefill in GFLOP/s, per cache dtype and depth.
 
 Layers are visited in turn, as in a model, so that the cache of one layer has left the processor's caches when its turn
-comes again. Prints a table; --json prints one object per line instead.
+comes again. Prints a table; --json prints one object per line instead. With --block-sparse each test is also measured
+with a mask of local blocks and stripes, in turn with the dense one, and the ratio of their times is printed.
 
     python benchmarks/attention.py --threads 2 --depths 2048 3584 --prefill 512
+    python benchmarks/attention.py --kv-heads 8 --head-dim 128 --depths 8000 --block-sparse 64 16 8    # Phi-3-small
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ def attend(
     qkv: np.ndarray,
     pool: ops.ThreadPool,
     sliding_window: int = 0,
+    block_sparse: ops.BlockSparse | None = None,
 ) -> None:
     ops.attention(
         qkv,
@@ -64,23 +67,29 @@ def attend(
         sliding_window=sliding_window,
         rope_interleaved=False,
         pool=pool,
+        block_sparse=block_sparse,
     )
 
 
-def seconds_per_layer(args: argparse.Namespace, cache: ops.KVCache, start: int, n: int, n_positions: int) -> float:
-    """Return the median time of one layer's attention of n tokens at positions `start` ..."""
+def seconds_per_layer(
+    args: argparse.Namespace, cache: ops.KVCache, start: int, n: int, n_positions: int
+) -> tuple[float, float | None]:
+    """Return the median time of one layer's attention of n tokens at positions `start` ..., dense and block-sparse."""
     pool = ops.ThreadPool(args.threads)
     step = batch(args, start, n, n_positions)
     rng = np.random.default_rng(1)
     qkv = rng.standard_normal((n, (args.heads + 2 * args.kv_heads) * args.head_dim), np.float32)
-    times = []
+    masks = [None, ops.BlockSparse(*args.block_sparse)] if args.block_sparse else [None]
+    times: list[list[float]] = [[] for _ in masks]
     for _ in range(args.rounds + 1):
-        for layer_idx in range(args.layers):
-            x = qkv.copy()
-            t = time.perf_counter()
-            attend(args, cache, layer_idx, step, x, pool)
-            times.append(time.perf_counter() - t)
-    return float(np.median(times[args.layers :]))
+        for i, mask in enumerate(masks):
+            for layer_idx in range(args.layers):
+                x = qkv.copy()
+                t = time.perf_counter()
+                attend(args, cache, layer_idx, step, x, pool, block_sparse=mask)
+                times[i].append(time.perf_counter() - t)
+    medians = [float(np.median(of_mask[args.layers :])) for of_mask in times]
+    return medians[0], medians[1] if args.block_sparse else None
 
 
 def measure(args: argparse.Namespace) -> Iterator[dict[str, object]]:
@@ -89,14 +98,19 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, object]]:
         cache = filled_cache(args, dtype, n_positions)
         for depth in args.depths:
             common = {"kv_type": dtype, "depth": depth, "isa": ops.isa_name(), "n_threads": args.threads}
-            s = seconds_per_layer(args, cache, depth, 1, n_positions)
+            s, sparse = seconds_per_layer(args, cache, depth, 1, n_positions)
             kv_bytes = 2 * (depth + 1) * args.kv_heads * args.head_dim * BYTES_PER_VALUE[dtype]
-            yield {"test": "decode", **common, "us_per_layer": s * 1e6, "gb_per_s": kv_bytes / s / 1e9}
+            yield {"test": "decode", **common, **times(s, sparse), "gb_per_s": kv_bytes / s / 1e9}
             for n in args.prefill:
-                s = seconds_per_layer(args, cache, depth, n, n_positions)
+                s, sparse = seconds_per_layer(args, cache, depth, n, n_positions)
                 keys = n * depth + n * (n + 1) / 2
                 flops = 4 * keys * args.heads * args.head_dim
-                yield {"test": f"pp{n}", **common, "us_per_layer": s * 1e6, "gflop_per_s": flops / s / 1e9}
+                yield {"test": f"pp{n}", **common, **times(s, sparse), "gflop_per_s": flops / s / 1e9}
+
+
+def times(s: float, sparse: float | None) -> dict[str, float]:
+    dense = {"us_per_layer": s * 1e6}
+    return dense if sparse is None else {**dense, "sparse_us_per_layer": sparse * 1e6, "speedup": s / sparse}
 
 
 def main() -> None:
@@ -110,6 +124,7 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="+", default=[2048, 3584])
     parser.add_argument("--prefill", type=int, nargs="*", default=[128])
     parser.add_argument("--dtypes", nargs="+", default=["f16", "q8_0"])
+    parser.add_argument("--block-sparse", type=int, nargs=3, metavar=("BLOCK", "LOCAL_BLOCKS", "STRIDE"))
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     for row in measure(args):
@@ -117,9 +132,12 @@ def main() -> None:
             print(json.dumps(row), flush=True)
         else:
             speed = f"{row['gb_per_s']:8.1f} GB/s" if "gb_per_s" in row else f"{row['gflop_per_s']:8.1f} GFLOP/s"
+            sparse = ""
+            if "speedup" in row:
+                sparse = f", sparse {row['sparse_us_per_layer']:8.0f} us/layer, {row['speedup']:.2f} times faster"
             print(
                 f"{row['isa']:>10} {row['kv_type']:>5} {row['test']:>7} depth {row['depth']:6}"
-                f" {row['us_per_layer']:10.0f} us/layer {speed}",
+                f" {row['us_per_layer']:10.0f} us/layer {speed}{sparse}",
                 flush=True,
             )
 

@@ -8,6 +8,7 @@ from typing import Final
 from phlite.checkpoint import Checkpoint
 from phlite.convert.phi2 import plan_phi2
 from phlite.convert.phi3 import plan_phi3
+from phlite.convert.phi3small import plan_phi3small
 from phlite.convert.phimoe import plan_phimoe
 from phlite.convert.plan import Conversion
 from phlite.errors import UnsupportedModelError
@@ -18,6 +19,7 @@ __all__ = ["PLANS", "plan_conversion"]
 PLANS: Final[dict[str, Callable[[Checkpoint], Conversion]]] = {
     "phi": plan_phi2,
     "phi3": plan_phi3,
+    "phi3small": plan_phi3small,
     "phimoe": plan_phimoe,
 }
 """model_type of config.json -> plan of the conversion."""

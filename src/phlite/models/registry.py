@@ -13,13 +13,17 @@ from phlite.gguf import GGUFFile, load_gguf, quoted
 from phlite.models.base import CausalLM
 from phlite.models.phi import PhiForCausalLM
 from phlite.models.phi3 import Phi3ForCausalLM
+from phlite.models.phi3small import Phi3SmallForCausalLM
 from phlite.models.phimoe import PhimoeForCausalLM
 
-ModelClass: TypeAlias = type[Phi3ForCausalLM] | type[PhiForCausalLM] | type[PhimoeForCausalLM]
+ModelClass: TypeAlias = (
+    type[Phi3ForCausalLM] | type[Phi3SmallForCausalLM] | type[PhiForCausalLM] | type[PhimoeForCausalLM]
+)
 
 ARCHITECTURES: dict[str, ModelClass] = {
     "phi2": PhiForCausalLM,  # Phi-1, Phi-1.5, Phi-2
     "phi3": Phi3ForCausalLM,  # Phi-3-mini and medium, Phi-3.5-mini, Phi-4, Phi-4-mini
+    "phi3small": Phi3SmallForCausalLM,  # Phi-3-small
     "llama": Phi3ForCausalLM,  # the first conversions of Phi-3-mini, April 2024; no Llama
     "phimoe": PhimoeForCausalLM,  # Phi-3.5-MoE, Phi-mini-MoE, Phi-tiny-MoE
 }
@@ -28,6 +32,7 @@ ARCHITECTURES: dict[str, ModelClass] = {
 MODEL_TYPES: dict[str, ModelClass] = {
     "phi": PhiForCausalLM,
     "phi3": Phi3ForCausalLM,
+    "phi3small": Phi3SmallForCausalLM,
     "phimoe": PhimoeForCausalLM,
 }
 """model_type of a Hugging Face config.json -> model class."""

@@ -1,0 +1,231 @@
+"""Phi-3-small, 8k and 128k. A pre-norm decoder with muP scales, GEGELU and block-sparse attention in every other layer.
+
+For every token x = multiplier · embedding, with ln(x) = (x - mean(x)) / sqrt(var(x) + eps), a bias in every product:
+
+    h = ln(x) · w_in + b_in
+    q, k, v = W_qkv h                                  q and k rotated by their position
+    x = x + W_dense softmax(q kᵀ · softmax_scale + mask) v
+    h = ln(x) · w_post + b_post
+    g, u = W_up h                                      even rows, odd rows; clamped
+    x = x + W_down (g / (1 + exp(-1.702 g)) · (u + 1))
+
+and after the last layer, logits = W_emb (ln(x) · w_norm + b_norm) / width_multiplier, -inf for the dummy tokens.
+docs/models.md gives the details and sources. Shape letters: T new tokens, E hidden, Hq and Hkv heads of D elements,
+R wanted rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from phlite import ops
+from phlite.checkpoint import Checkpoint
+from phlite.gguf import GGUFFile
+from phlite.layers.attention import CachedAttention
+from phlite.layers.embedding import Embedding
+from phlite.layers.kv_cache import build_kv_cache, kv_bytes_per_token
+from phlite.layers.linear import Linear, build_linear
+from phlite.layers.norm import LayerNorm, Normed
+from phlite.layers.rope import RotaryEmbedding
+from phlite.layers.weights import Weights
+from phlite.models.base import Batch, check_batch
+from phlite.models.phi3small_config import GGUF_NAMES, Phi3SmallConfig, is_idle_tensor, qkv_row_order
+
+__all__ = ["MLP", "Attention", "DecoderLayer", "Phi3SmallConfig", "Phi3SmallForCausalLM", "Phi3SmallModel"]
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+
+
+class Attention:
+    """Grouped-query attention over the cached keys and values of each token's own sequence."""
+
+    def __init__(self, config: Phi3SmallConfig, weights: Weights, layer_idx: int, pool: ops.ThreadPool) -> None:
+        prefix, n_hidden = f"model.layers.{layer_idx}.self_attn", config.hidden_size
+        self.query_key_value = _build_qkv(weights, f"{prefix}.query_key_value", config, pool)
+        self.attend = CachedAttention(
+            layer_idx=layer_idx,
+            n_heads=config.num_attention_heads,
+            softmax_scale=config.softmax_scale,
+            sliding_window=0,
+            rope_interleaved=False,
+            pool=pool,
+            block_sparse=None if config.is_dense(layer_idx) else config.block_sparse,
+        )
+        self.dense = build_linear(
+            weights,
+            {f"{prefix}.dense.weight": n_hidden},
+            bias_parts=[f"{prefix}.dense.bias"],
+            n_cols=n_hidden,
+            pool=pool,
+        )
+
+    def __call__(self, h: Normed, x: F32, step: ops.AttentionBatch, cache: ops.KVCache, rows: I32 | None = None) -> F32:
+        """Return x + W_dense attention(W_qkv h), float32[T, E]; with rows int32[R], these rows of it."""
+        a = self.attend(self.query_key_value(h), cache, step)
+        return self.dense(a, residual=x if rows is None else x[rows], rows=rows)
+
+
+class MLP:
+    """The gated feed-forward network."""
+
+    def __init__(self, config: Phi3SmallConfig, weights: Weights, layer_idx: int, pool: ops.ThreadPool) -> None:
+        prefix, n_hidden, n_inner = f"model.layers.{layer_idx}.mlp", config.hidden_size, config.intermediate_size
+        self.up_proj = build_linear(
+            weights,
+            {f"{prefix}.up_proj.weight": 2 * n_inner},
+            bias_parts=[f"{prefix}.up_proj.bias"],
+            n_cols=n_hidden,
+            pool=pool,
+            activation="gegelu",
+            gegelu_limit=config.gegelu_limit,
+        )
+        self.down_proj = build_linear(
+            weights,
+            {f"{prefix}.down_proj.weight": n_hidden},
+            bias_parts=[f"{prefix}.down_proj.bias"],
+            n_cols=n_inner,
+            pool=pool,
+        )
+
+    def __call__(self, h: Normed, x: F32) -> F32:
+        """Return x + W_down gegelu(W_up h), float32[T, E]."""
+        return self.down_proj(self.up_proj(h), residual=x)
+
+
+class DecoderLayer:
+    """Attention, then MLP, each on the norm of what came before and added to it."""
+
+    def __init__(self, config: Phi3SmallConfig, weights: Weights, layer_idx: int, pool: ops.ThreadPool) -> None:
+        prefix = f"model.layers.{layer_idx}"
+        self.input_layernorm = _layer_norm(weights, f"{prefix}.input_layernorm", config)
+        self.self_attn = Attention(config, weights, layer_idx, pool)
+        self.post_attention_layernorm = _layer_norm(weights, f"{prefix}.post_attention_layernorm", config)
+        self.mlp = MLP(config, weights, layer_idx, pool)
+
+    def __call__(self, x: F32, step: ops.AttentionBatch, cache: ops.KVCache, rows: I32 | None = None) -> F32:
+        """Return float32[T, E]; with rows int32[R], these rows of it."""
+        x = self.self_attn(self.input_layernorm(x), x, step, cache, rows)
+        return self.mlp(self.post_attention_layernorm(x), x)
+
+
+class Phi3SmallModel:
+    """Embedding, decoder layers and final norm."""
+
+    def __init__(self, config: Phi3SmallConfig, weights: Weights, pool: ops.ThreadPool) -> None:
+        table = weights.matrix("model.embed_tokens.weight", n_rows=config.vocab_size, n_cols=config.hidden_size)
+        self.embed_tokens = Embedding(table)
+        self.multiplier = np.float32(config.mup_embedding_multiplier)
+        self.layers = [DecoderLayer(config, weights, i, pool) for i in range(config.num_hidden_layers)]
+        self.final_layernorm = _layer_norm(weights, "model.final_layernorm", config)
+
+    def __call__(self, token_ids: I32, step: ops.AttentionBatch, cache: ops.KVCache, rows: I32) -> Normed:
+        """Return the normed hidden states of the wanted rows int32[R], float32[R, E]."""
+        x = self.embed_tokens(token_ids) * self.multiplier
+        for layer in self.layers[:-1]:
+            x = layer(x, step, cache)
+        # After the last layer wrote its keys and values, the other rows have nothing more to give.
+        x = self.layers[-1](x, step, cache, rows)
+        return self.final_layernorm(x)
+
+
+class Phi3SmallForCausalLM:
+    """The model with its output matrix: token ids of a ragged batch in, logits out. Implements `base.CausalLM`."""
+
+    def __init__(self, config: Phi3SmallConfig, weights: Weights, pool: ops.ThreadPool) -> None:
+        self.config = config
+        self.model = Phi3SmallModel(config, weights, pool)
+        if config.tie_word_embeddings and "lm_head.weight" in weights:
+            config.check_tied(weights)
+        output = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+        self.lm_head: Linear = build_linear(weights, {output: config.vocab_size}, n_cols=config.hidden_size, pool=pool)
+        self.masked_token_ids = np.array(config.masked_token_ids, np.int64)
+        self.rotary_emb = RotaryEmbedding(
+            theta=config.rope_theta,
+            rotary_dim=config.head_dim,
+            short_factor=config.rope_short_factor,
+            long_factor=config.rope_long_factor,
+            original_max_position_embeddings=config.original_max_position_embeddings,
+            attention_factor=config.rope_short_mscale,
+            long_attention_factor=config.rope_long_mscale,
+        )
+
+    @classmethod
+    def from_gguf(cls, file: GGUFFile, *, pool: ops.ThreadPool) -> Phi3SmallForCausalLM:
+        """Return the model of an open file of architecture `phi3small`, its weights packed for this machine.
+
+        raises: ModelFileError where the file is incomplete or contradicts itself; UnsupportedModelError where it has
+                keys or tensors that this architecture does not
+        """
+        weights = Weights(file.tensors, source=file.metadata.source, names=GGUF_NAMES, mapped=True)
+        model = cls(Phi3SmallConfig.from_gguf(file.metadata, weights), weights, pool)
+        weights.check_all_used()
+        return model
+
+    @classmethod
+    def from_hf(cls, checkpoint: Checkpoint, *, pool: ops.ThreadPool) -> Phi3SmallForCausalLM:
+        """Return the model of an open checkpoint, its weights packed for this machine in the types they have.
+
+        raises: ModelFileError where the checkpoint is incomplete or contradicts itself; UnsupportedModelError where it
+                has config keys or tensors that this architecture does not
+        """
+        needed = {name: tensor for name, tensor in checkpoint.tensors.items() if not is_idle_tensor(name)}
+        weights = Weights(needed, source=checkpoint.source, mapped=checkpoint.mapped)
+        config = Phi3SmallConfig.from_hf_config(checkpoint.config, source=checkpoint.config_source)
+        model = cls(config, weights, pool)
+        weights.check_all_used()
+        return model
+
+    def rope_regime(self, seq_len: int) -> int:
+        """Return 1 for sequences so long that they use LongRoPE's long list, else 0; see `base.CausalLM`."""
+        return self.rotary_emb.regime(seq_len)
+
+    def build_kv_cache(self, n_blocks: int, dtype: str = "f16") -> ops.KVCache:
+        """Return an empty cache of n_blocks blocks of positions for all layers; dtype "f16", "q8_0" or "f32"."""
+        c = self.config
+        return build_kv_cache(c.num_hidden_layers, n_blocks, c.num_key_value_heads, c.head_dim, dtype)
+
+    def kv_bytes_per_token(self, dtype: str = "f16") -> int:
+        """Return the bytes of cache that one position takes in all layers together."""
+        c = self.config
+        return kv_bytes_per_token(c.num_hidden_layers, c.num_key_value_heads, c.head_dim, dtype)
+
+    def forward(self, batch: Batch, cache: ops.KVCache) -> F32:
+        """Write the batch's keys and values to the cache; return float32[R, V] logits of batch.logit_rows.
+
+        The logits of masked tokens are -inf.
+        raises: ShapeError when the arrays of the batch contradict each other or the model
+        """
+        check_batch(batch, self.config)
+        step = ops.AttentionBatch(
+            positions=batch.positions,
+            seq_starts=batch.seq_starts,
+            block_tables=batch.block_tables,
+            cos_sin=self.rotary_emb.cos_sin(batch.positions, batch.seq_starts, batch.seq_lens),
+        )
+        logits = self.lm_head(self.model(batch.token_ids, step, cache, batch.logit_rows))
+        logits /= np.float32(self.config.mup_width_multiplier)
+        logits[:, self.masked_token_ids] = -np.inf
+        return logits
+
+
+def _layer_norm(weights: Weights, name: str, config: Phi3SmallConfig) -> LayerNorm:
+    weight, bias = (weights.vector(f"{name}.{kind}", config.hidden_size) for kind in ("weight", "bias"))
+    return LayerNorm(weight, bias, config.layer_norm_epsilon)
+
+
+def _build_qkv(weights: Weights, name: str, config: Phi3SmallConfig, pool: ops.ThreadPool) -> Linear:
+    """Return the product with all query rows, then all key rows, then all value rows, whatever the file's order."""
+    n_q, n_kv, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    n_rows, n_cols = (n_q + 2 * n_kv) * head_dim, config.hidden_size
+    if not config.qkv_grouped:
+        return build_linear(weights, {f"{name}.weight": n_rows}, bias_parts=[f"{name}.bias"], n_cols=n_cols, pool=pool)
+    tensor = weights.matrix(f"{name}.weight", n_rows=n_rows, n_cols=n_cols)
+    bias = weights.vector(f"{name}.bias", n_rows)
+    order = qkv_row_order(config)
+    # Heads in their new order, each head's rows as they are.
+    data, heads = tensor.data.reshape(n_rows, -1), order[::head_dim].tolist()
+    parts = [(data[row : row + head_dim].reshape(-1), tensor.type, head_dim) for row in heads]
+    packed = ops.pack_matrix(parts, n_cols, pool=pool, release_source=weights.mapped)
+    return Linear(packed, pool, bias[order])
