@@ -115,20 +115,31 @@ void bind_matmul(nb::module_& m) {
       .def(
           "__init__",
           [](PackedMatrix* self, const std::vector<std::tuple<Bytes, int, int64_t>>& parts, int64_t n_cols,
-             const std::string& activation, std::optional<float> gegelu_limit, bool release_source, ThreadPool& pool) {
+             const std::string& activation, std::optional<float> gegelu_limit, bool release_source,
+             const std::optional<Bytes>& stored, ThreadPool& pool) {
             const Activation kind = activation_of(activation, gegelu_limit);
             const float limit = gegelu_limit.value_or(std::numeric_limits<float>::infinity());
             std::vector<MatrixPart> list;
             for (const auto& [data, type, n_rows] : parts)
               list.push_back({data.data(), static_cast<int64_t>(data.size()), type, n_rows});
+            PackedMatrix::StoredTiles tiles;
+            if (stored) tiles = {stored->data(), static_cast<int64_t>(stored->size())};
             nb::gil_scoped_release release;
-            new (self) PackedMatrix(list, n_cols, kind, limit, release_source, pool);
+            new (self) PackedMatrix(list, n_cols, kind, limit, release_source, tiles, pool);
           },
-          "parts"_a, "n_cols"_a, "activation"_a, "gegelu_limit"_a.none(), "release_source"_a, "pool"_a)
+          "parts"_a, "n_cols"_a, "activation"_a, "gegelu_limit"_a.none(), "release_source"_a, "stored"_a.none(),
+          "pool"_a, nb::keep_alive<1, 7>())
+      .def_prop_ro(
+          "tiles",
+          [](const PackedMatrix& self) {
+            return nb::ndarray<const uint8_t, nb::numpy, nb::ndim<1>>(self.storage(), {size_t(self.n_bytes())});
+          },
+          nb::rv_policy::reference_internal, "uint8[n_bytes], the packed tiles, read-only")
       .def_prop_ro("n_rows", &PackedMatrix::n_rows)
       .def_prop_ro("n_cols", &PackedMatrix::n_cols)
       .def_prop_ro("n_outputs", &PackedMatrix::n_outputs)
       .def_prop_ro("n_bytes", &PackedMatrix::n_bytes);
+  m.attr("PACKED_LAYOUT") = kPackedLayout;
   m.def("linear", &run_linear, "w"_a, "x"_a.noconvert(), "out"_a.noconvert(), "pool"_a,
         "norm_weight"_a.noconvert() = nb::none(), "eps"_a = 0.0f, "residual"_a.noconvert() = nb::none(),
         "rows"_a.noconvert() = nb::none(), "norm_bias"_a.noconvert() = nb::none(), "bias"_a.noconvert() = nb::none(),

@@ -21,7 +21,7 @@ int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 }  // namespace
 
 PackedMatrix::PackedMatrix(const std::vector<MatrixPart>& parts, int64_t n_cols, Activation activation,
-                           float gegelu_limit, bool release_source, ThreadPool& pool)
+                           float gegelu_limit, bool release_source, StoredTiles stored, ThreadPool& pool)
     : n_cols_(n_cols), activation_(activation), gegelu_limit_(gegelu_limit) {
   for (const MatrixPart& p : parts) {
     const int format = packed_format_index(p.ggml_type);
@@ -82,7 +82,16 @@ PackedMatrix::PackedMatrix(const std::vector<MatrixPart>& parts, int64_t n_cols,
     out_col += n;
   }
 
+  n_bytes_ = offset;
+  if (stored.data) {
+    if (stored.n_bytes != offset || reinterpret_cast<uintptr_t>(stored.data) % kPlaneBytes)
+      throw std::invalid_argument(std::to_string(stored.n_bytes) + " bytes of stored tiles, expected " +
+                                  std::to_string(offset) + ", aligned to 64");
+    data_ = stored.data;
+    return;
+  }
   storage_ = LargeBuffer(static_cast<size_t>(offset));
+  data_ = storage_.data();
   const int64_t n_tiles = static_cast<int64_t>(tiles_.size());
   pool.run([&](int, int) {
     for (int64_t i; (i = pool.take_chunk(1)) < n_tiles;)

@@ -30,10 +30,15 @@ class PackedMatrix {
  public:
   // Packs the stacked rows of `parts`, in parallel over tiles. Of a gated matrix, tiles of gate rows and of up rows
   // alternate, in whatever order the rows come. `gegelu_limit` clamps gegelu's inputs; infinity: not at all. With
-  // `release_source` the pages of a mapped file are dropped from memory as soon as they have been packed. Throws
+  // `release_source` the pages of a mapped file are dropped from memory as soon as they have been packed. `stored` tiles,
+  // which an earlier matrix of the same parts packed, are used where they lie; the parts' data is not read then. Throws
   // std::invalid_argument on bad shapes.
+  struct StoredTiles {
+    const uint8_t* data = nullptr;  // aligned to 64 bytes; outlives the matrix
+    int64_t n_bytes = 0;
+  };
   PackedMatrix(const std::vector<MatrixPart>& parts, int64_t n_cols, Activation activation, float gegelu_limit,
-               bool release_source, ThreadPool& pool);
+               bool release_source, StoredTiles stored, ThreadPool& pool);
 
   int64_t n_rows() const { return n_rows_; }
   int64_t n_cols() const { return n_cols_; }
@@ -41,7 +46,7 @@ class PackedMatrix {
   Activation activation() const { return activation_; }
   bool gated() const { return activation_ == Activation::swiglu || activation_ == Activation::gegelu; }
   float gegelu_limit() const { return gegelu_limit_; }
-  int64_t n_bytes() const { return static_cast<int64_t>(storage_.size()); }
+  int64_t n_bytes() const { return n_bytes_; }
 
   struct Tile {
     int64_t offset;   // bytes into the storage
@@ -61,7 +66,7 @@ class PackedMatrix {
     if (activation_ == Activation::gegelu) return {2 * out_col + half, 2};
     return {half * (n_rows_ / 2) + out_col, 1};
   }
-  const uint8_t* storage() const { return storage_.data(); }
+  const uint8_t* storage() const { return data_; }
   bool needs(ActivationKind kind) const { return needs_[static_cast<int>(kind)]; }
 
  private:
@@ -70,7 +75,9 @@ class PackedMatrix {
   float gegelu_limit_ = 0;
   bool needs_[3] = {false, false, false};
   std::vector<Tile> tiles_;
-  LargeBuffer storage_;
+  LargeBuffer storage_;  // empty where stored tiles are used
+  const uint8_t* data_ = nullptr;
+  int64_t n_bytes_ = 0;
 };
 
 // RMS norm, or LayerNorm where there is a bias.

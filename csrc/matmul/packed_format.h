@@ -23,6 +23,7 @@
 
 namespace phlite {
 
+constexpr int kPackedLayout = 1;  // counts the changes of what this file describes; stored tiles of another one are stale
 constexpr int kTileRows = 16;
 constexpr int kPlaneBytes = 64;
 constexpr int kSuperblock = 256;  // columns of one slice of quantised activations

@@ -13,7 +13,8 @@ from phlite.errors import ModelFileError, RequestError
 from phlite.gguf import FileType, Metadata, load_gguf
 from phlite.memory import available_memory_bytes, shortage
 from phlite.models.base import CausalLM
-from phlite.models.registry import build_checkpoint_model, build_model
+from phlite.models.registry import build_checkpoint_model
+from phlite.packing import build_from_copy
 from phlite.recommended import recommended_params
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def load_gguf_file(path: Path, *, pool: ops.ThreadPool, quant: str | None = None
         logger.warning("%s: %s", path, short)
     default_params = recommended_params(file.metadata)
     tokenizer = build_tokenizer(file.metadata, source=str(path))
-    model = build_model(file, pool=pool)
+    model = build_from_copy(file, pool=pool)
     _check_vocabulary(model, tokenizer, path)
     return LoadedModel(file.metadata.get_str("general.name", ""), model, tokenizer, default_params)
 

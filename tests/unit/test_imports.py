@@ -24,6 +24,7 @@ ORDER = [
     "completion",
     "perplexity",
     "loading",
+    "packing",
     "recommended",
     "spelling",
     "engine",
@@ -33,7 +34,7 @@ ORDER = [
     "ops",
     "_native",
 ]
-LEAVES = ["tokenizer", "vision", "hub", "checkpoint", "gguf", "memory"]
+LEAVES = ["tokenizer", "vision", "hub", "checkpoint", "gguf", "memory", "tiles"]
 LEAF_NEEDS = {"checkpoint": {"gguf"}}  # a checkpoint's tensors are of the same kind as those of a GGUF file
 EVERYWHERE = ["errors"]
 

@@ -23,6 +23,7 @@ __all__ = ["COMMANDS", "load_command", "main"]
 COMMANDS = {
     "run": "answer a prompt, or chat",
     "pull": "download a model",
+    "pack": "make a model start at once",
     "list": "show the downloaded models",
     "show": "describe a model",
     "rm": "delete a downloaded model",

@@ -20,6 +20,7 @@ def add_arguments(parser: Parser) -> None:
     """The arguments of `phlite pull`."""
     parser.add_argument("name", help="which model (see below)")
     parser.add_argument("--force", action="store_true", help="download again whatever is there")
+    parser.add_argument("--pack", action="store_true", help="also make the packed copy of `phlite pack`")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -27,4 +28,8 @@ def run(options: argparse.Namespace) -> int:
     model = fetch(options.name, progress=True, refresh=not options.force, force=options.force)
     size_bytes = sum(path.stat().st_size for path in model.paths)
     print(f"{options.name} is ready: {model.folder or model.gguf} ({format_bytes(size_bytes)})", file=sys.stderr)
+    if options.pack:
+        from phlite.cli.pack import pack
+
+        pack(options.name, model.gguf, threads=None)
     return 0

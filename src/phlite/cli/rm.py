@@ -17,6 +17,8 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Delete each from the cache; local files and the embedded model are never touched."""
+    from phlite.packing import remove_packed_copy
+
     for name in options.names:
         source = resolve(name)
         if source.repo is None:
@@ -28,7 +30,8 @@ def run(options: argparse.Namespace) -> int:
         if not any(model.file in files for model in held):
             there = ", ".join(sorted({model.name for model in cached_models()})) or "nothing"
             raise RequestError(f"{name} is not downloaded; there is {there}.")
-        freed_bytes = sum(remove_model(source.repo, file) for file in files)
+        freed_bytes = sum(remove_packed_copy(model.path) for model in held if model.file in files)
+        freed_bytes += sum(remove_model(source.repo, file) for file in files)
         print(f"deleted {name}, {format_bytes(freed_bytes)}", file=sys.stderr)
     return 0
 

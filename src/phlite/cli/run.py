@@ -31,6 +31,7 @@ tutorial that phlite starts from, in brackets above: temperature 1.0, repeat pen
 most 100 tokens, a random seed. A chat has no limit on the tokens of an answer."""
 
 # Absent unless given, so that `--top-k none` differs from no --top-k: these options are fields of SamplingParams.
+SLOW_LOAD_MS = 1500  # from here on a packed copy is worth a line
 SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n")
 
 
@@ -136,7 +137,7 @@ def _load(options: RunOptions) -> LLM:
     # Downloads show their own bars, so they come first; loading a large file shows only that it goes on.
     fetch(options.name, progress=True, offline=options.offline or None)
     with _notice(f"loading {options.name} ..."):
-        return LLM.load(
+        llm = LLM.load(
             options.name,
             n_ctx=options.n_ctx,
             threads=options.threads,
@@ -144,6 +145,12 @@ def _load(options: RunOptions) -> LLM:
             quant=options.quant,
             offline=options.offline,
         )
+    if llm.load_ms > SLOW_LOAD_MS and sys.stderr.isatty():
+        print(
+            f"(loading took {llm.load_ms / 1e3:.1f} s; `phlite pack {options.name}` makes that milliseconds)",
+            file=sys.stderr,
+        )
+    return llm
 
 
 @contextlib.contextmanager

@@ -76,14 +76,25 @@ def build_linear(
     """
     tensors = [weights.matrix(name, n_rows=n_rows, n_cols=n_cols) for name, n_rows in parts.items()]
     stacked = [(tensor.data, tensor.type, tensor.shape[0]) for tensor in tensors]
-    packed = ops.pack_matrix(
-        stacked,
-        n_cols,
-        activation=activation,
-        gegelu_limit=gegelu_limit,
-        pool=pool,
-        release_source=weights.mapped,
-    )
+
+    def pack(stored: NDArray[np.uint8] | None) -> ops.PackedMatrix:
+        return ops.pack_matrix(
+            stacked,
+            n_cols,
+            activation=activation,
+            gegelu_limit=gegelu_limit,
+            pool=pool,
+            release_source=weights.mapped,
+            stored=stored,
+        )
+
+    if weights.tiles is None:
+        packed = pack(None)
+    else:
+        key = f"{activation} {' '.join(parts)}"
+        stored = weights.tiles.find(key)
+        # The private copy is gone as soon as the stored one is mapped: a model larger than memory passes through.
+        packed = pack(weights.tiles.keep(key, pack(None).tiles) if stored is None else stored)
     if bias_parts is None:
         return Linear(packed, pool)
     biases = [weights.vector(name, t.shape[0]) for name, t in zip(bias_parts, tensors, strict=True)]

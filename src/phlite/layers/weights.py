@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from phlite import ops
 from phlite.errors import ModelFileError, UnsupportedModelError
 from phlite.gguf import Tensor
+from phlite.tiles import TileSource
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
@@ -23,6 +24,7 @@ class Weights:
     names:   Hugging Face name -> name in the file, `*` standing for the numbers of layer and expert, in this order;
              None where both are the same
     mapped:  the tensors are views of a mapped file, whose pages may leave memory once they are packed
+    tiles:   where packed matrices are looked for and kept; None: they are packed into memory
     """
 
     def __init__(
@@ -32,9 +34,11 @@ class Weights:
         source: str,
         names: Mapping[str, str] | None = None,
         mapped: bool = False,
+        tiles: TileSource | None = None,
     ) -> None:
         self.source = source
         self.mapped = mapped
+        self.tiles = tiles
         self._tensors = tensors
         self._names = names
         self._used: set[str] = set()

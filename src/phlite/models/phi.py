@@ -28,6 +28,7 @@ from phlite.layers.rope import RotaryEmbedding
 from phlite.layers.weights import Weights
 from phlite.models.base import Batch, check_batch
 from phlite.models.phi_config import GGUF_NAMES, PhiConfig
+from phlite.tiles import TileSource
 
 __all__ = ["MLP", "Attention", "DecoderLayer", "PhiConfig", "PhiForCausalLM", "PhiModel"]
 
@@ -127,13 +128,13 @@ class PhiForCausalLM:
         self.rotary_emb = RotaryEmbedding(theta=config.rope_theta, rotary_dim=config.rotary_dim)
 
     @classmethod
-    def from_gguf(cls, file: GGUFFile, *, pool: ops.ThreadPool) -> PhiForCausalLM:
-        """Return the model of an open file of architecture `phi2`, its weights packed for this machine.
+    def from_gguf(cls, file: GGUFFile, *, pool: ops.ThreadPool, tiles: TileSource | None = None) -> PhiForCausalLM:
+        """Return the model of an open file of architecture `phi2`, its weights packed, or found in `tiles`.
 
         raises: ModelFileError where the file is incomplete or contradicts itself; UnsupportedModelError where it has
                 keys or tensors that this architecture does not
         """
-        weights = Weights(file.tensors, source=file.metadata.source, names=GGUF_NAMES, mapped=True)
+        weights = Weights(file.tensors, source=file.metadata.source, names=GGUF_NAMES, mapped=True, tiles=tiles)
         model = cls(PhiConfig.from_gguf(file.metadata, weights), weights, pool)
         weights.check_all_used()
         return model

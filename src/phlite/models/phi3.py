@@ -30,6 +30,7 @@ from phlite.layers.rope import RotaryEmbedding
 from phlite.layers.weights import Weights
 from phlite.models.base import Batch, check_batch
 from phlite.models.phi3_config import GGUF_NAMES, Phi3Config
+from phlite.tiles import TileSource
 
 __all__ = ["MLP", "Attention", "DecoderLayer", "Phi3Config", "Phi3ForCausalLM", "Phi3Model"]
 
@@ -136,14 +137,14 @@ class Phi3ForCausalLM:
         )
 
     @classmethod
-    def from_gguf(cls, file: GGUFFile, *, pool: ops.ThreadPool) -> Phi3ForCausalLM:
-        """Return the model of an open file, its weights packed for this machine.
+    def from_gguf(cls, file: GGUFFile, *, pool: ops.ThreadPool, tiles: TileSource | None = None) -> Phi3ForCausalLM:
+        """Return the model of an open file, its weights packed for this machine, or found in `tiles`.
 
         raises: ModelFileError where the file is incomplete or contradicts itself; UnsupportedModelError where it has
                 keys or tensors that this architecture does not
         """
         source = file.metadata.source
-        weights = Weights(file.tensors, source=source, names=GGUF_NAMES, mapped=True)
+        weights = Weights(file.tensors, source=source, names=GGUF_NAMES, mapped=True, tiles=tiles)
         config = Phi3Config.from_gguf(file.metadata, weights)
         model = cls(config, weights, pool)
         weights.check_all_used()

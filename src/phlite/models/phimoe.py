@@ -32,6 +32,7 @@ from phlite.layers.weights import Weights
 from phlite.models.base import Batch, check_batch
 from phlite.models.phimoe_config import GGUF_NAMES, PhimoeConfig
 from phlite.models.phimoe_tensors import split_stacks
+from phlite.tiles import TileSource
 
 __all__ = ["Attention", "DecoderLayer", "PhimoeConfig", "PhimoeForCausalLM", "PhimoeModel"]
 
@@ -146,14 +147,16 @@ class PhimoeForCausalLM:
         )
 
     @classmethod
-    def from_gguf(cls, file: GGUFFile, *, pool: ops.ThreadPool) -> PhimoeForCausalLM:
-        """Return the model of an open file, its weights packed for this machine.
+    def from_gguf(cls, file: GGUFFile, *, pool: ops.ThreadPool, tiles: TileSource | None = None) -> PhimoeForCausalLM:
+        """Return the model of an open file, its weights packed for this machine, or found in `tiles`.
 
         raises: ModelFileError where the file is incomplete or contradicts itself; UnsupportedModelError where it has
                 keys or tensors that this architecture does not
         """
         source = file.metadata.source
-        weights = Weights(split_stacks(file.tensors, source=source), source=source, names=GGUF_NAMES, mapped=True)
+        weights = Weights(
+            split_stacks(file.tensors, source=source), source=source, names=GGUF_NAMES, mapped=True, tiles=tiles
+        )
         config = PhimoeConfig.from_gguf(file.metadata, weights)
         model = cls(config, weights, pool)
         weights.check_all_used()

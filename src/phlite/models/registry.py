@@ -15,6 +15,7 @@ from phlite.models.phi import PhiForCausalLM
 from phlite.models.phi3 import Phi3ForCausalLM
 from phlite.models.phi3small import Phi3SmallForCausalLM
 from phlite.models.phimoe import PhimoeForCausalLM
+from phlite.tiles import TileSource
 
 ModelClass: TypeAlias = (
     type[Phi3ForCausalLM] | type[Phi3SmallForCausalLM] | type[PhiForCausalLM] | type[PhimoeForCausalLM]
@@ -47,9 +48,10 @@ def load_model(path: str | os.PathLike[str], *, pool: ops.ThreadPool) -> CausalL
     return build_model(load_gguf(path), pool=pool)
 
 
-def build_model(file: GGUFFile, *, pool: ops.ThreadPool) -> CausalLM:
+def build_model(file: GGUFFile, *, pool: ops.ThreadPool, tiles: TileSource | None = None) -> CausalLM:
     """Return the model in an open file; its embedding keeps the file mapped even when the file object is closed.
 
+    tiles:  where packed matrices are looked for and kept; None: they are packed into memory
     raises: as load_model
     """
     metadata = file.metadata
@@ -59,7 +61,7 @@ def build_model(file: GGUFFile, *, pool: ops.ThreadPool) -> CausalLM:
     architecture = metadata.get_str("general.architecture")
     if architecture not in ARCHITECTURES:
         raise _unknown(f"{metadata.source}: architecture", architecture, ARCHITECTURES)
-    return ARCHITECTURES[architecture].from_gguf(file, pool=pool)
+    return ARCHITECTURES[architecture].from_gguf(file, pool=pool, tiles=tiles)
 
 
 def build_checkpoint_model(checkpoint: Checkpoint, *, pool: ops.ThreadPool) -> CausalLM:

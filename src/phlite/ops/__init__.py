@@ -15,11 +15,12 @@ from phlite._native import (
 from phlite.ops.attention import AttentionBatch, BlockSparse, KVCache, attention
 from phlite.ops.dequantize import dequantize, embedding
 from phlite.ops.isa import select_forced_isa, select_isa
-from phlite.ops.linear import Activation, PackedMatrix, ThreadPool, linear, norm, pack_matrix
+from phlite.ops.linear import PACKED_LAYOUT, Activation, PackedMatrix, ThreadPool, linear, norm, pack_matrix
 from phlite.ops.moe import Experts, mix, route
 from phlite.ops.quantize import QUANTIZABLE, quantize, quantize_bytes
 
 __all__ = [
+    "PACKED_LAYOUT",
     "QUANTIZABLE",
     "Activation",
     "AttentionBatch",

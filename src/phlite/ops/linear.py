@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from phlite import _native
-from phlite._native import PackedMatrix, ThreadPool
+from phlite._native import PACKED_LAYOUT, PackedMatrix, ThreadPool
 from phlite.errors import ShapeError
 
-__all__ = ["Activation", "MatrixPart", "PackedMatrix", "ThreadPool", "linear", "norm", "pack_matrix"]
+__all__ = ["PACKED_LAYOUT", "Activation", "MatrixPart", "PackedMatrix", "ThreadPool", "linear", "norm", "pack_matrix"]
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -38,6 +38,7 @@ def pack_matrix(
     activation: Activation = "none",
     gegelu_limit: float | None = None,
     release_source: bool = False,
+    stored: U8 | None = None,
 ) -> PackedMatrix:
     """Repack the stacked rows of `parts` into tiles of sixteen rows for the kernels.
 
@@ -46,6 +47,8 @@ def pack_matrix(
                     and gate 0, up 0, gate 1, ... for gegelu
     gegelu_limit:   clamps gegelu's inputs, above 0; None: no limit
     release_source: the parts are views of a mapped file whose pages may leave memory once packed
+    stored:         `tiles` of a matrix packed from the same parts earlier, under the same PACKED_LAYOUT; used where
+                    they lie, and the parts' data is not read
     returns:        a matrix of sum(rows) x n_cols that takes as many bytes as its parts
     raises:         ShapeError when rows, columns and bytes do not fit together, a format or an activation is unknown
     """
@@ -56,6 +59,7 @@ def pack_matrix(
             activation,
             gegelu_limit,
             release_source,
+            stored,
             pool,
         )
     except ValueError as error:
