@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard, cast, overload
 
 import numpy as np
@@ -86,6 +88,7 @@ class LLM:
         quant: str | None = None,
         offline: bool = False,
         progress: bool = False,
+        lora: str | os.PathLike[str] | Mapping[str, float] | None = None,
     ) -> LLM:
         """Load a model, downloading it first if it is a name that is not in the cache.
 
@@ -99,6 +102,7 @@ class LLM:
                       default: as they are stored, or Q4_K_M, with a warning, where that would not fit into memory
         offline:      never use the network
         progress:     show a progress bar of the download on stderr
+        lora:         a LoRA adapter (PEFT folder or GGUF file), or a mapping of several to scales; see `add_lora`
         raises:       DownloadError, ModelFileError, UnsupportedModelError, RequestError
         """
         from phlite import ops
@@ -128,7 +132,7 @@ class LLM:
             pool.n_threads,
             ops.isa_name(),
         )
-        return cls(
+        llm = cls(
             engine,
             tokenizer,
             build_chat_template(tokenizer, model_name=loaded.name),
@@ -136,6 +140,10 @@ class LLM:
             load_ms=load_ms,
             default_params=loaded.default_params,
         )
+        adapters = {} if lora is None else lora if isinstance(lora, Mapping) else {lora: 1.0}
+        for path, scale in adapters.items():
+            llm.add_lora(path, scale=scale)
+        return llm
 
     @property
     def n_ctx(self) -> int:
@@ -307,6 +315,7 @@ class LLM:
         n_ctx: int = 512,
         stride: int | None = None,
         max_windows: int | None = None,
+        lora: Mapping[str, float] | None = None,
         on_progress: Callable[[Perplexity], object] | None = None,
     ) -> Perplexity:
         """Measure how well the model predicts a text; `phlite.perplexity` says what is computed. Lower is better.
@@ -316,6 +325,7 @@ class LLM:
         stride:      None: windows side by side, their second halves scored; else windows begin every `stride` tokens,
                      and the last `stride` tokens of each are scored
         max_windows: score only so many, from the text's beginning
+        lora:        adapters and their scales, as in SamplingParams
         on_progress: called with the figure so far after each forward pass that ended some windows
         raises:      RequestError for a text shorter than two windows, or a number out of range
         """
@@ -326,11 +336,40 @@ class LLM:
             raise RequestError(f"n_ctx: got {n_ctx}, expected at most {longest}, the model's longest context")
         bos_id = self.tokenizer.bos_id if self.tokenizer.adds_bos else None
         windows = cut_windows(self.prompt_ids(text), n_ctx=n_ctx, stride=stride, bos_id=bos_id, max_windows=max_windows)
-        figures = score_windows(self.engine.model, windows, kv_type=self.engine.kv_type, lead=self.shared.lead)
+        figures = score_windows(
+            self.engine.model,
+            windows,
+            kv_type=self.engine.kv_type,
+            lead=self.shared.lead,
+            lora=self.engine.adapters.chosen(lora),
+        )
         for figure in figures:
             if on_progress is not None:
                 on_progress(figure)
         return figure
+
+    def add_lora(self, path: str | os.PathLike[str], *, name: str | None = None, scale: float = 1.0) -> str:
+        """Load a LoRA adapter beside the model, whose weights stay as they are, and return its name.
+
+        path:   a folder written by peft, or a GGUF file written by llama.cpp's converter
+        name:   what `SamplingParams.lora` calls it; default: the folder's or file's name without ending
+        scale:  of what it adds, in requests that name no adapters; 0: only those that name it use it
+        raises: ModelFileError, UnsupportedModelError for an adapter of another model or kind; RequestError for a name
+                that is taken
+        """
+        from phlite.engine.checks import checked_lora
+        from phlite.models.lora import load_adapter
+
+        place = Path(path)
+        name = (place.resolve().name if place.is_dir() else place.stem) if name is None else name
+        checked_lora({name: scale})
+        with self.shared.lead():  # packing uses the model's threads
+            self.engine.adapters.add(load_adapter(place, self.engine.model, name=name), scale)
+        return name
+
+    def remove_lora(self, name: str) -> None:
+        """Forget an adapter; requests that run with it go on. raises: RequestError for an unknown name."""
+        self.engine.adapters.remove(name)
 
     def merged(
         self,
@@ -384,6 +423,7 @@ def load(
     quant: str | None = None,
     offline: bool = False,
     progress: bool = False,
+    lora: str | os.PathLike[str] | Mapping[str, float] | None = None,
 ) -> LLM:
     """Load a model; the same as `LLM.load`, which describes the arguments."""
     return LLM.load(
@@ -394,6 +434,7 @@ def load(
         quant=quant,
         offline=offline,
         progress=progress,
+        lora=lora,
     )
 
 

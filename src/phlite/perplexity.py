@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from phlite.engine.adapters import AdapterUse
 from phlite.engine.blocks import BLOCK_SIZE
 from phlite.errors import ModelFileError, RequestError
+from phlite.layers.lora import row_adapters
 from phlite.models.base import Batch, CausalLM
 
 if TYPE_CHECKING:
@@ -106,12 +108,18 @@ def cut_windows(
 
 
 def score_windows(
-    model: CausalLM, windows: Windows, *, kv_type: str, lead: Callable[[], AbstractContextManager[object]]
+    model: CausalLM,
+    windows: Windows,
+    *,
+    kv_type: str,
+    lead: Callable[[], AbstractContextManager[object]],
+    lora: tuple[AdapterUse, ...] = (),
 ) -> Iterator[Perplexity]:
     """Yield the figure after every forward of some windows; the last is the result.
 
     kv_type: numbers in the cache, "f16", "q8_0" or "f32"; the cache is this function's own
     lead:    entered around each forward pass, since a model runs one at a time: `SharedEngine.lead`
+    lora:    adapters for all windows
     raises:  ModelFileError where the model's logits are not finite
     """
     n_all, n_ctx = windows.token_ids.shape
@@ -121,7 +129,7 @@ def score_windows(
     n_tokens = 0
     for start in range(0, n_all, n_together):
         group = Windows(windows.token_ids[start : start + n_together], windows.first_scored)
-        for nll in nll_of_group(model, group, cache, lead):
+        for nll in nll_of_group(model, group, cache, lead, lora):
             total += math.fsum(nll)
             total_of_squares += math.fsum(nll * nll)
             n_tokens += nll.size
@@ -129,7 +137,11 @@ def score_windows(
 
 
 def nll_of_group(
-    model: CausalLM, windows: Windows, cache: KVCache, lead: Callable[[], AbstractContextManager[object]]
+    model: CausalLM,
+    windows: Windows,
+    cache: KVCache,
+    lead: Callable[[], AbstractContextManager[object]],
+    lora: tuple[AdapterUse, ...],
 ) -> Iterator[NDArray[np.float64]]:
     """Yield the negative log-likelihoods of all scored tokens of windows that go through the model together."""
     n_windows, n_ctx = windows.token_ids.shape
@@ -140,7 +152,7 @@ def nll_of_group(
     while start < n_ctx - 1:
         is_scored = start >= first_row
         end = min(start + n_with_logits, n_ctx - 1) if is_scored else min(start + n_at_once, first_row)
-        batch = batch_of_columns(windows.token_ids, start, end, wants_logits=is_scored)
+        batch = batch_of_columns(windows.token_ids, start, end, wants_logits=is_scored, lora=lora)
         with lead():
             logits = model.forward(batch, cache)
         if is_scored:
@@ -148,17 +160,22 @@ def nll_of_group(
         start = end
 
 
-def batch_of_columns(token_ids: I32, start: int, end: int, *, wants_logits: bool) -> Batch:
+def batch_of_columns(
+    token_ids: I32, start: int, end: int, *, wants_logits: bool, lora: tuple[AdapterUse, ...]
+) -> Batch:
     """Return the batch of positions start .. end of every window, with the logits of all of them or of none."""
     n_windows, n_ctx = token_ids.shape
     n_new, n_blocks = end - start, -(-n_ctx // BLOCK_SIZE)
+    n_rows = n_windows * n_new
+    scales = [(use.adapter, np.full(n_rows, use.scale, np.float32)) for use in lora]
     return Batch(
         token_ids=np.ascontiguousarray(token_ids[:, start:end]).reshape(-1),
         positions=np.tile(np.arange(start, end, dtype=np.int32), n_windows),
         seq_starts=np.arange(n_windows + 1, dtype=np.int32) * np.int32(n_new),
         block_tables=np.arange(n_windows * n_blocks, dtype=np.int32).reshape(n_windows, n_blocks),
         seq_lens=np.full(n_windows, n_ctx, np.int32),
-        logit_rows=np.arange(n_windows * n_new if wants_logits else 0, dtype=np.int32),
+        logit_rows=np.arange(n_rows if wants_logits else 0, dtype=np.int32),
+        lora=row_adapters(n_rows, scales) if lora else None,
     )
 
 

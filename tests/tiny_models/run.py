@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from phlite.engine.adapters import AdapterUse
+from phlite.layers.lora import row_adapters
 from phlite.models.base import Batch, CausalLM
 
 _BLOCK = 64
@@ -32,7 +35,12 @@ def sequence_batch(
 
 
 def all_logits(
-    model: CausalLM, token_ids: Sequence[int], *, chunk: int | None = None, dtype: str = "f32"
+    model: CausalLM,
+    token_ids: Sequence[int],
+    *,
+    chunk: int | None = None,
+    dtype: str = "f32",
+    lora: Sequence[AdapterUse] = (),
 ) -> NDArray[np.float32]:
     """Return float32[T, V], the logits after every token, the prompt fed in chunks of this many tokens."""
     n = len(token_ids)
@@ -42,6 +50,9 @@ def all_logits(
     for start in range(0, n, step):
         part = token_ids[start : start + step]
         batch = sequence_batch(part, start=start, seq_len=n, logit_rows=range(len(part)))
+        if lora:
+            scales = [(use.adapter, np.full(len(part), use.scale, np.float32)) for use in lora]
+            batch = replace(batch, lora=row_adapters(len(part), scales))
         parts.append(model.forward(batch, cache))
     return np.concatenate(parts)
 

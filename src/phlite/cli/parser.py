@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-__all__ = ["Parser", "integer", "integers", "number", "or_none"]
+__all__ = ["Parser", "integer", "integers", "number", "or_none", "scaled_path"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -69,3 +69,9 @@ def integers(low: int) -> Callable[[str], list[int]]:
 def or_none(kind: Callable[[str], float]) -> Callable[[str], float | None]:
     """Argument type: `none`, or what `kind` accepts."""
     return lambda text: None if text.lower() == "none" else kind(text)
+
+
+def scaled_path(text: str) -> tuple[str, float]:
+    """Argument type: PATH, or PATH=SCALE with a finite number behind the last equals sign."""
+    path, equals, scale = text.rpartition("=")
+    return (path, number(scale)) if equals and path else (text, 1.0)

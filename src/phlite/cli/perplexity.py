@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phlite.cli.parser import Parser, integer
+from phlite.cli.parser import Parser, integer, scaled_path
 from phlite.errors import RequestError
 
 if TYPE_CHECKING:
@@ -32,8 +32,10 @@ def add_arguments(parser: Parser) -> None:
     add("-c", "--ctx", type=integer(8), default=512, metavar="N", help="tokens of a window (512)")
     add("--stride", type=integer(1), metavar="N", help="begin a window every N tokens and score its last N")
     add("--windows", type=integer(1), metavar="N", help="only the first N windows")
+    add("--lora", action="append", default=[], type=scaled_path, metavar="PATH[=SCALE]", help="a LoRA adapter")
     add("-t", "--threads", type=integer(1), metavar="N", help="threads (one per physical core)")
     add("--kv-type", choices=["f16", "q8_0", "f32"], default="f16", help="precision of the attention cache (f16)")
+    add("--quant", metavar="TYPE", help="quantise a safetensors checkpoint while loading it, e.g. to Q4_K_M")
     add("--offline", action="store_true", help="never use the network")
     add("--json", action="store_true", help="one JSON object instead of the line")
 
@@ -48,8 +50,10 @@ def run(options: argparse.Namespace) -> int:
         n_ctx=options.ctx,
         threads=options.threads,
         kv_type=options.kv_type,
+        quant=options.quant,
         offline=options.offline,
         progress=True,
+        lora=dict(options.lora),
     )
     started_s = time.perf_counter()
     with _shown_progress() as show:
@@ -125,6 +129,7 @@ def _json(options: argparse.Namespace, llm: LLM, result: Perplexity, elapsed_s: 
             "elapsed_s": round(elapsed_s, 3),
             "model": llm.name,
             "file": options.file,
+            "lora": dict(options.lora),
             "kv_type": options.kv_type,
             "isa": isa_name(),
             "phlite_version": __version__,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from phlite.cli.parser import Parser, integer, number, or_none
+from phlite.cli.parser import Parser, integer, number, or_none, scaled_path
 from phlite.cli.prompt import join_prompt
 from phlite.cli.terminal import printable
 
@@ -53,6 +53,7 @@ class RunOptions:
     kv_type: str
     quant: str | None
     offline: bool
+    lora: Mapping[str, float]
 
 
 def add_arguments(parser: Parser) -> None:
@@ -85,6 +86,14 @@ def add_arguments(parser: Parser) -> None:
     )
     machine("--kv-type", choices=["f16", "q8_0", "f32"], default="f16", help="precision of the attention cache (f16)")
     machine("--quant", metavar="TYPE", help="quantise a safetensors checkpoint while loading it, e.g. to Q4_K_M")
+    text.add_argument(
+        "--lora",
+        action="append",
+        default=[],
+        type=scaled_path,
+        metavar="PATH[=SCALE]",
+        help="a LoRA adapter, PEFT folder or GGUF file; may be repeated",
+    )
     machine("--offline", action="store_true", help="never use the network")
     report = parser.add_argument_group("report, on stderr").add_argument
     report("--stats", action="store_true", help="print speeds, load time, memory, sampling and seed")
@@ -127,6 +136,7 @@ def _check(options: argparse.Namespace, limit: int | None) -> RunOptions:
         kv_type=options.kv_type,
         quant=options.quant,
         offline=options.offline,
+        lora=dict(options.lora),
     )
 
 
@@ -144,6 +154,7 @@ def _load(options: RunOptions) -> LLM:
             kv_type=options.kv_type,
             quant=options.quant,
             offline=options.offline,
+            lora=options.lora,
         )
     if llm.load_ms > SLOW_LOAD_MS and sys.stderr.isatty():
         print(

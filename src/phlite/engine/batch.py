@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from phlite.engine.scheduler import Chunk
+from phlite.layers.lora import Adapter, RowAdapters, row_adapters
 from phlite.models.base import Batch
 
 __all__ = ["BatchBuilder"]
@@ -42,6 +44,7 @@ class BatchBuilder:
                 ],
                 np.int32,
             ),
+            lora=self.adapters_of(chunks),
         )
 
     def build_one(self, chunk: Chunk) -> Batch:
@@ -54,4 +57,18 @@ class BatchBuilder:
             block_tables=state.block_table[None, : state.n_blocks],
             seq_lens=np.array([max(chunk.sequence.n_ids, chunk.end)], np.int32),
             logit_rows=np.arange(n_rows - chunk.n_logits, n_rows, dtype=np.int32),
+            lora=self.adapters_of([chunk]) if state.lora else None,
         )
+
+    def adapters_of(self, chunks: list[Chunk]) -> RowAdapters | None:
+        """Return the adapters of the chunks' rows, in the order of their names; None where no row has any."""
+        if not any(chunk.sequence.state.lora for chunk in chunks):
+            return None
+        ends = np.cumsum([chunk.end - chunk.start for chunk in chunks]).tolist()
+        scales_of: dict[Adapter, NDArray[np.float32]] = {}
+        for chunk, end in zip(chunks, ends, strict=True):
+            for use in chunk.sequence.state.lora:
+                scales = scales_of.setdefault(use.adapter, np.zeros(ends[-1], np.float32))
+                scales[end - (chunk.end - chunk.start) : end] = use.scale
+        in_order = sorted(scales_of.items(), key=lambda item: item[0].name)
+        return row_adapters(ends[-1], in_order)

@@ -16,10 +16,13 @@ __all__ = [
     "checked_breakers",
     "checked_ids",
     "checked_logit_bias",
+    "checked_lora",
     "checked_stop",
     "checked_words",
     "only_ids",
 ]
+
+MAX_LORA_SCALE = 1e4
 
 
 def check_number(
@@ -66,6 +69,17 @@ def checked_logit_bias(bias: Mapping[int, float] | None) -> Mapping[int, float] 
         if not is_number or math.isnan(value) or value == math.inf:
             raise RequestError(f"logit_bias[{token_id}]: got {value!r}, expected a finite number or -inf")
     return MappingProxyType({int(token_id): float(value) for token_id, value in bias.items()})
+
+
+def checked_lora(lora: Mapping[str, float] | None) -> Mapping[str, float] | None:
+    """Return a read-only copy of adapter names and their scales, finite numbers."""
+    if lora is None:
+        return None
+    if not isinstance(lora, Mapping):
+        raise RequestError(f"lora: got {type(lora).__name__}, expected a mapping of adapter name to scale")
+    for name, scale in lora.items():
+        check_number(f"lora[{name!r}]", scale, low=-MAX_LORA_SCALE, high=MAX_LORA_SCALE)
+    return MappingProxyType({str(name): float(scale) for name, scale in lora.items()})
 
 
 def checked_stop(stop: str | Iterable[str]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from phlite.engine.adapters import LoadedAdapters
 from phlite.engine.batch import BatchBuilder
 from phlite.engine.blocks import BLOCK_SIZE
 from phlite.engine.params import SamplingParams
@@ -88,6 +89,7 @@ class Engine:
         self.scheduler = Scheduler(
             model.rope_regime, n_blocks=n_blocks, max_batch_tokens=max_batch_tokens, max_sequences=max_sequences
         )
+        self.adapters = LoadedAdapters()
         self.batches = BatchBuilder(self.n_ctx)
         self.unfinished: dict[int, Sequence] = {}
         self.in_step = False
@@ -100,7 +102,7 @@ class Engine:
     def add(self, prompt_ids: Iterable[int], params: SamplingParams | None = None) -> Sequence:
         """Queue a prompt and return its sequence; the work is done by `step`.
 
-        raises: RequestError for an empty prompt or an id outside the vocabulary,
+        raises: RequestError for an empty prompt, an id outside the vocabulary or an adapter that is not loaded,
                 ContextLengthError when the prompt leaves no room for one token
         """
         sequence = self.build(prompt_ids, params)
@@ -119,6 +121,7 @@ class Engine:
             stop_ids=frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else self.eos_ids),
             n_ctx=self.n_ctx,
             block_size=BLOCK_SIZE,
+            lora=self.adapters.chosen(params.lora),
         )
 
     def enqueue(self, sequence: Sequence) -> None:

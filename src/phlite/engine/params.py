@@ -15,6 +15,7 @@ from phlite.engine.checks import (
     checked_breakers,
     checked_ids,
     checked_logit_bias,
+    checked_lora,
     checked_stop,
     checked_words,
     only_ids,
@@ -78,6 +79,8 @@ class SamplingParams:
                        the same, only the speed changes; 0: off
     logprobs:          None: none; n >= 0: log-probability of each token and of the n most likely ones, of the model's
                        own distribution (before penalties, temperature and filters)
+    lora:              name of an adapter -> scale of what it adds; {}: the bare model; None: the adapters that were
+                       loaded with the model, each with the scale given there
 
     raises: RequestError that names the field, what was given and what is allowed
     """
@@ -120,6 +123,7 @@ class SamplingParams:
     ignore_eos: bool = False
     prompt_lookup_num_tokens: int = MOST_GUESSED
     logprobs: int | None = None
+    lora: Mapping[str, float] | None = None
 
     @classmethod
     def greedy(
@@ -195,6 +199,7 @@ class SamplingParams:
             raise RequestError(f"logits_function: got {self.logits_function!r}, expected a callable or None")
         tidy = {
             "logit_bias": checked_logit_bias(self.logit_bias),
+            "lora": checked_lora(self.lora),
             "dry_breakers": checked_breakers(self.dry_breakers),
             "bad_words": checked_words(self.bad_words),
             "sampler_order": checked_order(self.sampler_order),

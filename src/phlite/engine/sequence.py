@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from phlite.engine.adapters import AdapterUse
 from phlite.engine.lookup import Guesser
 from phlite.engine.params import SamplingParams
 from phlite.engine.sampling import Step, TokenLogprob, build_steps, first_mu
@@ -79,6 +80,8 @@ class SequenceState:
     steps:       the sampling steps its parameters ask for
     guesser:     guesses its next tokens
     mus:         with mirostat, its bound for each output id so far and for the next one
+    lora:        the adapters it runs with, in the order of their names. Keys and values depend on them: whoever lets
+                 sequences share cache blocks must compare this besides the ids
     """
 
     stop_ids: frozenset[int]
@@ -89,6 +92,7 @@ class SequenceState:
     steps: tuple[Step, ...]
     guesser: Guesser
     mus: list[float]
+    lora: tuple[AdapterUse, ...] = ()
     n_blocks: int = 0
     n_cached: int = 0
     regime: int = 0
@@ -97,7 +101,14 @@ class SequenceState:
 
 
 def build_sequence(
-    prompt_ids: list[int], params: SamplingParams, *, seed: int, stop_ids: frozenset[int], n_ctx: int, block_size: int
+    prompt_ids: list[int],
+    params: SamplingParams,
+    *,
+    seed: int,
+    stop_ids: frozenset[int],
+    n_ctx: int,
+    block_size: int,
+    lora: tuple[AdapterUse, ...] = (),
 ) -> Sequence:
     """Return a sequence that has not begun; the caller has checked that the prompt is shorter than n_ctx."""
     n_prompt = len(prompt_ids)
@@ -117,5 +128,6 @@ def build_sequence(
         steps=build_steps(params),
         guesser=Guesser(params.prompt_lookup_num_tokens),
         mus=[first_mu(params)],
+        lora=lora,
     )
     return Sequence(prompt_ids, params, seed, state=state)

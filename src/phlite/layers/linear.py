@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phlite import ops
+from phlite.layers.lora import RowAdapters
 from phlite.layers.norm import Normed
 from phlite.layers.weights import Weights
 
@@ -22,22 +23,32 @@ class Linear:
 
     weight: packed [N_pre, K] with its activation; N = N_pre, or N_pre / 2 where it is gated
     bias:   float32[N_pre] in the order of the weight's rows, or None
+    name:   the checkpoint's first module in it, under which adapters know it
     """
 
     weight: ops.PackedMatrix
     pool: ops.ThreadPool
     bias: F32 | None = None
+    name: str = ""
 
     def __call__(
-        self, x: F32 | Normed, *, addend: F32 | None = None, residual: F32 | None = None, rows: I32 | None = None
+        self,
+        x: F32 | Normed,
+        *,
+        residual: F32 | None = None,
+        rows: I32 | None = None,
+        lora: RowAdapters | None = None,
     ) -> F32:
         """Return float32[R, N].
 
         x:        float32[T, K], or its norm
-        addend:   float32[R, N_pre] added to the product before the activation
-        residual: float32[R, N] added after it
+        residual: float32[R, N] added after the activation
         rows:     int32[R], rows of x to take; None: all, R = T
+        lora:     adapters of the T rows of x, added before the activation
         """
+        addend = None
+        if lora is not None:
+            addend = (lora if rows is None else lora.take(rows)).addend(self, x, rows)
         if not isinstance(x, Normed):
             return ops.linear(
                 x, self.weight, pool=self.pool, bias=self.bias, addend=addend, residual=residual, rows=rows
@@ -95,7 +106,8 @@ def build_linear(
         stored = weights.tiles.find(key)
         # The private copy is gone as soon as the stored one is mapped: a model larger than memory passes through.
         packed = pack(weights.tiles.keep(key, pack(None).tiles) if stored is None else stored)
+    name = next(iter(parts)).removesuffix(".weight")
     if bias_parts is None:
-        return Linear(packed, pool)
+        return Linear(packed, pool, name=name)
     biases = [weights.vector(name, t.shape[0]) for name, t in zip(bias_parts, tensors, strict=True)]
-    return Linear(packed, pool, np.concatenate(biases))
+    return Linear(packed, pool, np.concatenate(biases), name)

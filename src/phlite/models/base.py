@@ -5,9 +5,10 @@ Shape letters: B sequences, T new tokens of all sequences together, R rows whose
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from phlite.errors import ShapeError
 
 if TYPE_CHECKING:
+    from phlite.layers.lora import Product, RowAdapters
     from phlite.ops import KVCache
 
-__all__ = ["Batch", "CausalLM", "ModelConfig", "check_batch"]
+__all__ = ["Adaptable", "Batch", "CausalLM", "LoraTargets", "ModelConfig", "check_batch"]
 
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
@@ -35,6 +37,7 @@ class Batch:
     seq_lens:     int32[B], tokens of the sequence that are known now, whether or not all of them are in this step or
                   in the cache; they choose the rope regime, so every chunk of one prompt is rotated alike
     logit_rows:   int32[R], rows of token_ids after which the next token is wanted
+    lora:         the adapters of the T rows; only for a model that is `Adaptable`
     """
 
     token_ids: I32
@@ -43,6 +46,7 @@ class Batch:
     block_tables: I32
     seq_lens: I32
     logit_rows: I32
+    lora: RowAdapters | None = None
 
 
 class ModelConfig(Protocol):
@@ -89,6 +93,28 @@ class CausalLM(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class LoraTargets:
+    """The products of a model that low-rank adapters may change.
+
+    architecture: general.architecture of GGUF files of this model, and of adapters in GGUF form
+    gguf_names:   Hugging Face name of a tensor -> its GGUF name, `*` standing for the layer number
+    products:     by Hugging Face module name, such as "model.layers.0.self_attn.o_proj"
+    """
+
+    architecture: str
+    gguf_names: Mapping[str, str]
+    products: Mapping[str, Product]
+
+
+@runtime_checkable
+class Adaptable(Protocol):
+    """A model whose forward pass takes `Batch.lora` into account."""
+
+    def lora_targets(self) -> LoraTargets:
+        """Return where adapters may add to a product."""
+
+
 def check_batch(batch: Batch, config: ModelConfig) -> None:
     """Raise ShapeError unless the arrays have their shapes and dtypes and agree with each other and the model.
 
@@ -115,6 +141,8 @@ def check_batch(batch: Batch, config: ModelConfig) -> None:
         raise ShapeError("batch: a sequence's seq_lens is not above the position of its last token")
     if rows and (min(rows) < 0 or max(rows) >= n_tokens):
         raise ShapeError(f"batch: logit_rows from {min(rows)} to {max(rows)}, expected 0 to {n_tokens - 1}")
+    if batch.lora is not None and batch.lora.n_rows != n_tokens:
+        raise ShapeError(f"batch: lora for {batch.lora.n_rows} rows, expected {n_tokens}")
 
 
 def _check_int32(name: str, array: I32, shape: tuple[int, ...]) -> None:

@@ -23,10 +23,11 @@ from phlite.layers.attention import CachedAttention
 from phlite.layers.embedding import Embedding
 from phlite.layers.kv_cache import build_kv_cache, kv_bytes_per_token
 from phlite.layers.linear import Linear, build_linear
+from phlite.layers.lora import Product, RowAdapters, product_parts, take_rows
 from phlite.layers.norm import LayerNorm, Normed
 from phlite.layers.rope import RotaryEmbedding
 from phlite.layers.weights import Weights
-from phlite.models.base import Batch, check_batch
+from phlite.models.base import Batch, LoraTargets, check_batch
 from phlite.models.phi_config import GGUF_NAMES, PhiConfig
 from phlite.tiles import TileSource
 
@@ -56,10 +57,18 @@ class Attention:
         )
         self.dense = _biased_linear(weights, {f"{prefix}.dense": config.hidden_size}, n_cols=q_rows, pool=pool)
 
-    def __call__(self, h: Normed, x: F32, step: ops.AttentionBatch, cache: ops.KVCache, rows: I32 | None = None) -> F32:
+    def __call__(
+        self,
+        h: Normed,
+        x: F32,
+        step: ops.AttentionBatch,
+        cache: ops.KVCache,
+        rows: I32 | None = None,
+        lora: RowAdapters | None = None,
+    ) -> F32:
         """Return x + W_dense attention(W_qkv h), float32[T, E]; with rows int32[R], these rows of it."""
-        a = self.attend(self.qkv_proj(h), cache, step)
-        return self.dense(a, residual=x if rows is None else x[rows], rows=rows)
+        a = self.attend(self.qkv_proj(h, lora=lora), cache, step)
+        return self.dense(a, residual=x if rows is None else x[rows], rows=rows, lora=lora)
 
 
 class MLP:
@@ -72,9 +81,9 @@ class MLP:
         )
         self.fc2 = _biased_linear(weights, {f"{prefix}.fc2": n_hidden}, n_cols=n_inner, pool=pool)
 
-    def __call__(self, h: Normed, x: F32, rows: I32 | None = None) -> F32:
+    def __call__(self, h: Normed, x: F32, rows: I32 | None = None, lora: RowAdapters | None = None) -> F32:
         """Return x + W_fc2 gelu(W_fc1 h) of the given rows of h, float32[R, E]; x: float32[R, E]."""
-        return self.fc2(self.fc1(h, rows=rows), residual=x)
+        return self.fc2(self.fc1(h, rows=rows, lora=lora), residual=x, lora=take_rows(lora, rows))
 
 
 class DecoderLayer:
@@ -86,10 +95,17 @@ class DecoderLayer:
         self.self_attn = Attention(config, weights, layer_idx, pool)
         self.mlp = MLP(config, weights, layer_idx, pool)
 
-    def __call__(self, x: F32, step: ops.AttentionBatch, cache: ops.KVCache, rows: I32 | None = None) -> F32:
+    def __call__(
+        self,
+        x: F32,
+        step: ops.AttentionBatch,
+        cache: ops.KVCache,
+        rows: I32 | None = None,
+        lora: RowAdapters | None = None,
+    ) -> F32:
         """Return float32[T, E]; with rows int32[R], these rows of it."""
         h = self.input_layernorm(x)
-        return self.mlp(h, self.self_attn(h, x, step, cache, rows), rows)
+        return self.mlp(h, self.self_attn(h, x, step, cache, rows, lora), rows, lora)
 
 
 class PhiModel:
@@ -101,13 +117,20 @@ class PhiModel:
         self.layers = [DecoderLayer(config, weights, i, pool) for i in range(config.num_hidden_layers)]
         self.final_layernorm = _layer_norm(weights, "model.final_layernorm", config)
 
-    def __call__(self, token_ids: I32, step: ops.AttentionBatch, cache: ops.KVCache, rows: I32) -> Normed:
+    def __call__(
+        self,
+        token_ids: I32,
+        step: ops.AttentionBatch,
+        cache: ops.KVCache,
+        rows: I32,
+        lora: RowAdapters | None = None,
+    ) -> Normed:
         """Return the normed hidden states of the wanted rows int32[R], float32[R, E]."""
         x = self.embed_tokens(token_ids)
         for layer in self.layers[:-1]:
-            x = layer(x, step, cache)
+            x = layer(x, step, cache, lora=lora)
         # After the last layer wrote its keys and values, the other rows have nothing more to give.
-        x = self.layers[-1](x, step, cache, rows)
+        x = self.layers[-1](x, step, cache, rows, lora)
         return self.final_layernorm(x)
 
 
@@ -177,7 +200,22 @@ class PhiForCausalLM:
             block_tables=batch.block_tables,
             cos_sin=self.rotary_emb.cos_sin(batch.positions, batch.seq_starts, batch.seq_lens),
         )
-        return self.lm_head(self.model(batch.token_ids, step, cache, batch.logit_rows))
+        h = self.model(batch.token_ids, step, cache, batch.logit_rows, batch.lora)
+        return self.lm_head(h, lora=take_rows(batch.lora, batch.logit_rows))
+
+    def lora_targets(self) -> LoraTargets:
+        """Return the products that adapters may change; see `base.Adaptable`."""
+        c = self.config
+        n_q, n_kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        products: dict[str, Product] = {}
+        for i, layer in enumerate(self.model.layers):
+            attention, mlp = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
+            split = {"q_proj": n_q, "k_proj": n_kv, "v_proj": n_kv}
+            products |= product_parts(layer.self_attn.qkv_proj, attention, "qkv_proj", split)
+            products |= product_parts(layer.self_attn.dense, attention, "dense")
+            products |= product_parts(layer.mlp.fc1, mlp, "fc1") | product_parts(layer.mlp.fc2, mlp, "fc2")
+        products |= product_parts(self.lm_head, "", "lm_head")
+        return LoraTargets("phi2", GGUF_NAMES, products)
 
 
 def _layer_norm(weights: Weights, name: str, config: PhiConfig) -> LayerNorm:

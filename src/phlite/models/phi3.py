@@ -24,11 +24,12 @@ from phlite.layers.attention import CachedAttention
 from phlite.layers.embedding import Embedding
 from phlite.layers.kv_cache import build_kv_cache, kv_bytes_per_token
 from phlite.layers.linear import Linear, build_linear
+from phlite.layers.lora import Product, RowAdapters, product_parts, take_rows
 from phlite.layers.mlp import build_gate_up
 from phlite.layers.norm import Normed, RMSNorm
 from phlite.layers.rope import RotaryEmbedding
 from phlite.layers.weights import Weights
-from phlite.models.base import Batch, check_batch
+from phlite.models.base import Batch, LoraTargets, check_batch
 from phlite.models.phi3_config import GGUF_NAMES, Phi3Config
 from phlite.tiles import TileSource
 
@@ -62,11 +63,19 @@ class Attention:
         )
         self.o_proj = build_linear(weights, {f"{prefix}.o_proj.weight": config.hidden_size}, n_cols=q_rows, pool=pool)
 
-    def __call__(self, h: Normed, x: F32, step: ops.AttentionBatch, cache: ops.KVCache, rows: I32 | None = None) -> F32:
+    def __call__(
+        self,
+        h: Normed,
+        x: F32,
+        step: ops.AttentionBatch,
+        cache: ops.KVCache,
+        rows: I32 | None = None,
+        lora: RowAdapters | None = None,
+    ) -> F32:
         """Return x + W_o attention(W_qkv h), float32[T, E]; with rows int32[R], these rows of it."""
-        qkv = self.qkv_proj(h)
+        qkv = self.qkv_proj(h, lora=lora)
         a = self.attend(qkv, cache, step)
-        return self.o_proj(a, residual=x if rows is None else x[rows], rows=rows)
+        return self.o_proj(a, residual=x if rows is None else x[rows], rows=rows, lora=lora)
 
 
 class MLP:
@@ -77,9 +86,9 @@ class MLP:
         self.gate_up_proj = build_gate_up(weights, prefix, hidden_size=n_hidden, intermediate_size=n_inner, pool=pool)
         self.down_proj = build_linear(weights, {f"{prefix}.down_proj.weight": n_hidden}, n_cols=n_inner, pool=pool)
 
-    def __call__(self, h: Normed, x: F32) -> F32:
+    def __call__(self, h: Normed, x: F32, lora: RowAdapters | None = None) -> F32:
         """Return x + W_down (silu(W_gate h) · W_up h), float32[T, E]."""
-        return self.down_proj(self.gate_up_proj(h), residual=x)
+        return self.down_proj(self.gate_up_proj(h, lora=lora), residual=x, lora=lora)
 
 
 class DecoderLayer:
@@ -94,10 +103,17 @@ class DecoderLayer:
         )
         self.mlp = MLP(config, weights, layer_idx, pool)
 
-    def __call__(self, x: F32, step: ops.AttentionBatch, cache: ops.KVCache, rows: I32 | None = None) -> F32:
+    def __call__(
+        self,
+        x: F32,
+        step: ops.AttentionBatch,
+        cache: ops.KVCache,
+        rows: I32 | None = None,
+        lora: RowAdapters | None = None,
+    ) -> F32:
         """Return float32[T, E]; with rows int32[R], these rows of it."""
-        x = self.self_attn(self.input_layernorm(x), x, step, cache, rows)
-        return self.mlp(self.post_attention_layernorm(x), x)
+        x = self.self_attn(self.input_layernorm(x), x, step, cache, rows, lora)
+        return self.mlp(self.post_attention_layernorm(x), x, take_rows(lora, rows))
 
 
 class Phi3Model:
@@ -109,13 +125,20 @@ class Phi3Model:
         self.layers = [DecoderLayer(config, weights, i, pool) for i in range(config.num_hidden_layers)]
         self.norm = RMSNorm(weights.vector("model.norm.weight", n_hidden), config.rms_norm_eps)
 
-    def __call__(self, token_ids: I32, step: ops.AttentionBatch, cache: ops.KVCache, rows: I32) -> Normed:
+    def __call__(
+        self,
+        token_ids: I32,
+        step: ops.AttentionBatch,
+        cache: ops.KVCache,
+        rows: I32,
+        lora: RowAdapters | None = None,
+    ) -> Normed:
         """Return the normed hidden states of the wanted rows int32[R], float32[R, E]."""
         x = self.embed_tokens(token_ids)
         for layer in self.layers[:-1]:
-            x = layer(x, step, cache)
+            x = layer(x, step, cache, lora=lora)
         # After the last layer wrote its keys and values, the other rows have nothing more to give.
-        x = self.layers[-1](x, step, cache, rows)
+        x = self.layers[-1](x, step, cache, rows, lora)
         return self.norm(x)
 
 
@@ -189,4 +212,34 @@ class Phi3ForCausalLM:
             block_tables=batch.block_tables,
             cos_sin=self.rotary_emb.cos_sin(batch.positions, batch.seq_starts, batch.seq_lens),
         )
-        return self.lm_head(self.model(batch.token_ids, step, cache, batch.logit_rows))
+        h = self.model(batch.token_ids, step, cache, batch.logit_rows, batch.lora)
+        return self.lm_head(h, lora=take_rows(batch.lora, batch.logit_rows))
+
+    def lora_targets(self) -> LoraTargets:
+        """Return the products that adapters may change; see `base.Adaptable`."""
+        c = self.config
+        n_q, n_kv, n_inner = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim, c.intermediate_size
+        hf_rows = rows_of_interleaved_heads(c) if c.rope_interleaved else None
+        products: dict[str, Product] = {}
+        for i, layer in enumerate(self.model.layers):
+            attention, mlp = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
+            qkv, gate_up = layer.self_attn.qkv_proj, layer.mlp.gate_up_proj
+            split = {"q_proj": n_q, "k_proj": n_kv, "v_proj": n_kv}
+            products |= product_parts(qkv, attention, "qkv_proj", split, hf_rows=hf_rows)
+            products |= product_parts(layer.self_attn.o_proj, attention, "o_proj")
+            products |= product_parts(gate_up, mlp, "gate_up_proj", {"gate_proj": n_inner, "up_proj": n_inner})
+            products |= product_parts(layer.mlp.down_proj, mlp, "down_proj")
+        products |= product_parts(self.lm_head, "", "lm_head")
+        return LoraTargets("llama" if c.rope_interleaved else "phi3", GGUF_NAMES, products)
+
+
+def rows_of_interleaved_heads(config: Phi3Config) -> I32:
+    """Return int32[(Hq + 2 Hkv) * D]: where the rows of a checkpoint's q, k, v lie in a file of architecture `llama`.
+
+    Its converter puts row i of a q or k head at 2i, and row i of the head's second half at 2i + 1.
+    """
+    n_heads, head_dim = config.num_attention_heads + 2 * config.num_key_value_heads, config.head_dim
+    rows = np.arange(n_heads * head_dim, dtype=np.int32).reshape(n_heads, head_dim)
+    n_rotated = n_heads - config.num_key_value_heads
+    rows[:n_rotated] = rows[:n_rotated].reshape(n_rotated, -1, 2).transpose(0, 2, 1).reshape(n_rotated, -1)
+    return rows.reshape(-1)

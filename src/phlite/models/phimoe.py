@@ -25,11 +25,12 @@ from phlite.layers.attention import CachedAttention
 from phlite.layers.embedding import Embedding
 from phlite.layers.kv_cache import build_kv_cache, kv_bytes_per_token
 from phlite.layers.linear import Linear, build_linear
+from phlite.layers.lora import Product, RowAdapters, product_parts, take_rows
 from phlite.layers.moe import SparseMoE, build_sparse_moe
 from phlite.layers.norm import LayerNorm, Normed
 from phlite.layers.rope import RotaryEmbedding
 from phlite.layers.weights import Weights
-from phlite.models.base import Batch, check_batch
+from phlite.models.base import Batch, LoraTargets, check_batch
 from phlite.models.phimoe_config import GGUF_NAMES, PhimoeConfig
 from phlite.models.phimoe_tensors import split_stacks
 from phlite.tiles import TileSource
@@ -72,11 +73,19 @@ class Attention:
             bias_parts=[f"{prefix}.o_proj.bias"] if config.attention_bias else None,
         )
 
-    def __call__(self, h: Normed, x: F32, step: ops.AttentionBatch, cache: ops.KVCache, rows: I32 | None = None) -> F32:
+    def __call__(
+        self,
+        h: Normed,
+        x: F32,
+        step: ops.AttentionBatch,
+        cache: ops.KVCache,
+        rows: I32 | None = None,
+        lora: RowAdapters | None = None,
+    ) -> F32:
         """Return x + W_o attention(W_qkv h + b_qkv) + b_o, float32[T, E]; with rows int32[R], these rows of it."""
-        qkv = self.qkv_proj(h)
+        qkv = self.qkv_proj(h, lora=lora)
         a = self.attend(qkv, cache, step)
-        return self.o_proj(a, residual=x if rows is None else x[rows], rows=rows)
+        return self.o_proj(a, residual=x if rows is None else x[rows], rows=rows, lora=lora)
 
 
 class DecoderLayer:
@@ -97,9 +106,16 @@ class DecoderLayer:
             pool=pool,
         )
 
-    def __call__(self, x: F32, step: ops.AttentionBatch, cache: ops.KVCache, rows: I32 | None = None) -> F32:
+    def __call__(
+        self,
+        x: F32,
+        step: ops.AttentionBatch,
+        cache: ops.KVCache,
+        rows: I32 | None = None,
+        lora: RowAdapters | None = None,
+    ) -> F32:
         """Return float32[T, E]; with rows int32[R], these rows of it."""
-        x = self.self_attn(self.input_layernorm(x), x, step, cache, rows)
+        x = self.self_attn(self.input_layernorm(x), x, step, cache, rows, lora)
         return self.block_sparse_moe(self.post_attention_layernorm(x), x)
 
 
@@ -112,13 +128,20 @@ class PhimoeModel:
         self.layers = [DecoderLayer(config, weights, i, pool) for i in range(config.num_hidden_layers)]
         self.norm = build_layer_norm(weights, "model.norm", config)
 
-    def __call__(self, token_ids: I32, step: ops.AttentionBatch, cache: ops.KVCache, rows: I32) -> Normed:
+    def __call__(
+        self,
+        token_ids: I32,
+        step: ops.AttentionBatch,
+        cache: ops.KVCache,
+        rows: I32,
+        lora: RowAdapters | None = None,
+    ) -> Normed:
         """Return the normed hidden states of the wanted rows int32[R], float32[R, E]."""
         x = self.embed_tokens(token_ids)
         for layer in self.layers[:-1]:
-            x = layer(x, step, cache)
+            x = layer(x, step, cache, lora=lora)
         # After the last layer wrote its keys and values, the other rows have nothing more to give.
-        x = self.layers[-1](x, step, cache, rows)
+        x = self.layers[-1](x, step, cache, rows, lora)
         return self.norm(x)
 
 
@@ -202,7 +225,20 @@ class PhimoeForCausalLM:
             block_tables=batch.block_tables,
             cos_sin=self.rotary_emb.cos_sin(batch.positions, batch.seq_starts, batch.seq_lens),
         )
-        return self.lm_head(self.model(batch.token_ids, step, cache, batch.logit_rows))
+        h = self.model(batch.token_ids, step, cache, batch.logit_rows, batch.lora)
+        return self.lm_head(h, lora=take_rows(batch.lora, batch.logit_rows))
+
+    def lora_targets(self) -> LoraTargets:
+        """Return the products that adapters may change, experts and routers not among them; see `base.Adaptable`."""
+        c = self.config
+        n_q, n_kv = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+        products: dict[str, Product] = {}
+        for i, layer in enumerate(self.model.layers):
+            prefix, split = f"model.layers.{i}.self_attn", {"q_proj": n_q, "k_proj": n_kv, "v_proj": n_kv}
+            products |= product_parts(layer.self_attn.qkv_proj, prefix, "qkv_proj", split)
+            products |= product_parts(layer.self_attn.o_proj, prefix, "o_proj")
+        products |= product_parts(self.lm_head, "", "lm_head")
+        return LoraTargets("phimoe", GGUF_NAMES, products)
 
 
 def build_layer_norm(weights: Weights, prefix: str, config: PhimoeConfig) -> LayerNorm:

@@ -56,6 +56,11 @@ def build_model(file: GGUFFile, *, pool: ops.ThreadPool, tiles: TileSource | Non
     """
     metadata = file.metadata
     kind = metadata.get_str("general.type", "model")
+    if kind == "adapter":
+        raise UnsupportedModelError(
+            f"{metadata.source}: the file holds a LoRA adapter, no model; load the model that it was trained on and "
+            "give this with it (--lora PATH, lora=PATH)"
+        )
     if kind != "model":
         raise UnsupportedModelError(f"{metadata.source}: the file holds a {quoted(kind)}, expected a 'model'")
     architecture = metadata.get_str("general.architecture")

@@ -1,0 +1,57 @@
+"""--lora on the command line, with an adapter of the model that never ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_models import random_checkpoint, tiny_config
+from tiny_models.lora import random_lora, write_gguf_lora, write_peft
+
+Phlite = Callable[..., "subprocess.CompletedProcess[str]"]
+ASK = ("--temperature", "0", "--repeat-penalty", "1", "-n", "16", "--raw", "hello")
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    config = tiny_config(vocab_size=4096, hidden_size=128, intermediate_size=256, num_attention_heads=2)
+    return random_lora(random_checkpoint(config | {"num_key_value_heads": 2}), ["qkv_proj", "down_proj"])
+
+
+def test_an_adapter_changes_the_answer_and_a_scale_of_0_does_not(
+    phlite: Phlite, endless_model: Path, tmp_path: Path, pairs
+) -> None:
+    folder = write_peft(tmp_path / "style", pairs)
+    bare, styled, off = (
+        phlite("run", endless_model, *lora, *ASK) for lora in ((), ("--lora", folder), ("--lora", f"{folder}=0"))
+    )
+    assert (styled.returncode, styled.stderr) == (0, "")
+    assert styled.stdout != bare.stdout == off.stdout
+
+
+def test_adapters_of_both_forms_add_up(phlite: Phlite, endless_model: Path, tmp_path: Path, pairs) -> None:
+    one, two = write_peft(tmp_path / "a=b", pairs), write_gguf_lora(tmp_path / "two.gguf", pairs)
+    both = phlite("run", endless_model, "--lora", f"{one}=1", "--lora", f"{two}=-1", *ASK)
+    assert (both.returncode, both.stdout) == (0, phlite("run", endless_model, *ASK).stdout)
+
+
+def test_perplexity_takes_adapters(phlite: Phlite, endless_model: Path, tmp_path: Path, pairs) -> None:
+    (tmp_path / "text").write_text("one two three " * 60)
+    adapter = write_gguf_lora(tmp_path / "style.gguf", pairs)
+    ask = ("perplexity", endless_model, tmp_path / "text", "-c", "64", "--json")
+    bare, styled = (json.loads(phlite(*ask, *lora).stdout) for lora in ((), ("--lora", f"{adapter}=0.5")))
+    assert bare["perplexity"] != styled["perplexity"]
+    assert (bare["lora"], styled["lora"]) == ({}, {str(adapter): 0.5})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [("nothing-here", "nothing-here: no such file or folder"), ("x=big", "got 'big', expected a number")],
+)
+def test_a_wrong_adapter_is_one_line(phlite: Phlite, endless_model: Path, given: str, message: str) -> None:
+    result = phlite("run", endless_model, "--lora", given, *ASK)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert message in result.stderr
