@@ -12,6 +12,7 @@ import huggingface_hub
 import pytest
 from e2e.hub_server import HubServer
 from tiny_models import random_checkpoint, tiny_config, write_hf_folder
+from tiny_models.phi import random_phi_checkpoint, tiny_phi_config
 
 import phlite as package
 from phlite.errors import DownloadError
@@ -154,6 +155,20 @@ def test_a_checkpoint_is_listed_once_and_removed_whole(repository: HubServer, fi
     assert remove_model(REPO, model.file) == n_bytes
     assert cached_models() == []
     assert not hub_cache.repo_dir(REPO).exists()
+
+
+def test_a_member_without_a_gguf_runs_from_its_original_weights(
+    hub: HubServer, phlite: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    config = tiny_phi_config(torch_dtype="float16", architectures=["PhiForCausalLM"])
+    folder = write_hf_folder(tmp_path / "phi-1", random_phi_checkpoint(config, "F16"))
+    hub.add("microsoft/phi-1", {path.name: path.read_bytes() for path in folder.iterdir()})
+    env = {"HF_ENDPOINT": hub.endpoint}
+    answer = phlite("run", "phi1", "--raw", "-n", "3", "the thing", env=env)
+    assert answer.returncode == 0, answer.stderr
+    (line,) = (line for line in phlite("list", "--all", env=env).stdout.splitlines() if line.startswith("phi1 "))
+    assert " ok " in line
+    assert phlite("rm", "phi1", env=env).returncode == 0
 
 
 def test_the_program_pulls_shows_runs_converts_and_removes_a_checkpoint(

@@ -20,7 +20,7 @@ from phlite.hub.cache import (
     repo_dir,
 )
 from phlite.hub.choose import shards_of
-from phlite.hub.names import name_of
+from phlite.hub.names import name_of, name_of_checkpoint
 
 __all__ = ["CHECKPOINT", "CachedModel", "cached_models", "remove_model"]
 
@@ -118,7 +118,8 @@ def _describe_checkpoint(folder: Path, repo: str, snapshot: Path, files: list[st
             state = worst
     size_bytes = sum(part.size_bytes for part in parts)
     total_bytes = sum(part.total_bytes for part in parts) if len(parts) == len(files) else 0
-    return CachedModel(repo, repo, snapshot.name, CHECKPOINT, snapshot, size_bytes, total_bytes, state)
+    name = name_of_checkpoint(repo)
+    return CachedModel(name, repo, snapshot.name, CHECKPOINT, snapshot, size_bytes, total_bytes, state)
 
 
 def _describe(folder: Path, repo: str, snapshot: Path, file: str) -> CachedModel:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from phlite.errors import DownloadError
 
-__all__ = ["EMBEDDED", "MEMBERS", "Member", "Source", "known_names", "name_of", "resolve"]
+__all__ = ["EMBEDDED", "MEMBERS", "Member", "Source", "known_names", "name_of", "name_of_checkpoint", "resolve"]
 
 EMBEDDED = "haiku"
 DEFAULT_REVISION = "main"
@@ -205,6 +205,12 @@ def name_of(repo: str, file: str) -> str:
         if (repo, file) in [(member.repo, f) for _, f in member.files]:
             return f"{name}-{next(q for q, f in member.files if f == file).lower()}"
     return f"{repo}:{file}"
+
+
+def name_of_checkpoint(repo: str) -> str:
+    """The shortest spelling that resolves to these original weights: of a member without a GGUF, else owner/repo."""
+    members = (name for name, member in MEMBERS.items() if member.base == repo)
+    return next((name for name in members if not MEMBERS[name].repo and not MEMBERS[name].missing), repo)
 
 
 def _key(name: str) -> str:
