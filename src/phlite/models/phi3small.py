@@ -31,6 +31,7 @@ from phlite.layers.rope import RotaryEmbedding
 from phlite.layers.weights import Weights
 from phlite.models.base import Batch, check_batch
 from phlite.models.phi3small_config import GGUF_NAMES, Phi3SmallConfig, is_idle_tensor, qkv_row_order
+from phlite.tiles import TileSource
 
 __all__ = ["MLP", "Attention", "DecoderLayer", "Phi3SmallConfig", "Phi3SmallForCausalLM", "Phi3SmallModel"]
 
@@ -152,13 +153,15 @@ class Phi3SmallForCausalLM:
         )
 
     @classmethod
-    def from_gguf(cls, file: GGUFFile, *, pool: ops.ThreadPool) -> Phi3SmallForCausalLM:
-        """Return the model of an open file of architecture `phi3small`, its weights packed for this machine.
+    def from_gguf(
+        cls, file: GGUFFile, *, pool: ops.ThreadPool, tiles: TileSource | None = None
+    ) -> Phi3SmallForCausalLM:
+        """Return the model of an open file of architecture `phi3small`, its weights packed, or found in `tiles`.
 
         raises: ModelFileError where the file is incomplete or contradicts itself; UnsupportedModelError where it has
                 keys or tensors that this architecture does not
         """
-        weights = Weights(file.tensors, source=file.metadata.source, names=GGUF_NAMES, mapped=True)
+        weights = Weights(file.tensors, source=file.metadata.source, names=GGUF_NAMES, mapped=True, tiles=tiles)
         model = cls(Phi3SmallConfig.from_gguf(file.metadata, weights), weights, pool)
         weights.check_all_used()
         return model
