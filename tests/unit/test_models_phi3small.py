@@ -16,12 +16,14 @@ from tiny_models.phi3small import random_phi3small_checkpoint, tiny_phi3small_co
 from phlite import LLM, ops
 from phlite.checkpoint import load_checkpoint
 from phlite.convert import convert_checkpoint
+from phlite.convert.on_load import converted_checkpoint
 from phlite.errors import ModelFileError, UnsupportedModelError
-from phlite.gguf import GGUFWriter, ValueType, load_gguf
+from phlite.gguf import FileType, GGUFWriter, ValueType, load_gguf
 from phlite.models.base import Batch
 from phlite.models.phi3small import Phi3SmallConfig, Phi3SmallForCausalLM
 from phlite.models.phi3small_config import qkv_row_order
-from phlite.models.registry import build_checkpoint_model, load_model
+from phlite.models.registry import build_checkpoint_model, build_model, load_model
+from phlite.packing import packed_copy, remove_packed_copy, write_packed_copy
 
 IDS = np.random.default_rng(5).integers(0, 384, 300).tolist()
 NARROW = {"blocksparse_num_local_blocks": 1, "blocksparse_vert_stride": 4, "num_hidden_layers": 2}
@@ -290,3 +292,29 @@ def test_a_converted_file_answers_in_a_chat(gguf_path: Path) -> None:
     assert {markers["<|endoftext|>"], markers["<|end|>"]} <= llm.tokenizer.stop_ids
     answer = llm.chat("the ring", max_tokens=70, temperature=1.0, seed=3)
     assert len(answer.token_ids) == 70 or answer.finish_reason == "stop"
+
+
+def test_a_folder_quantised_while_loading_gives_the_bits_of_its_converted_file(
+    tmp_path: Path, pool: ops.ThreadPool
+) -> None:
+    config = tiny_phi3small_config(**NARROW, hidden_size=256)
+    folder = write_phi3small_folder(tmp_path / "model", random_phi3small_checkpoint(config, "BF16"))
+    with load_checkpoint(folder) as opened:
+        path = convert_checkpoint(opened, tmp_path / "small.gguf", file_type=FileType.Q4_K_M, pool=pool)
+        loaded = build_checkpoint_model(converted_checkpoint(opened, FileType.Q4_K_M, pool=pool), pool=pool)
+    with load_gguf(path) as file:
+        kinds = {file.tensors[name].type.name for name in ("token_embd.weight", "blk.0.ffn_up.weight")}
+        assert kinds == {"Q6_K", "Q4_K"}
+    np.testing.assert_array_equal(all_logits(loaded, IDS), all_logits(load_model(path, pool=pool), IDS))
+
+
+def test_a_packed_copy_gives_the_bits_of_its_file(gguf_path: Path, pool: ops.ThreadPool) -> None:
+    expected = all_logits(load_model(gguf_path, pool=pool), IDS)
+    write_packed_copy(gguf_path, pool=pool)
+    try:
+        with load_gguf(gguf_path) as file:
+            stored = packed_copy(file)
+            assert stored is not None
+            np.testing.assert_array_equal(all_logits(build_model(file, pool=pool, tiles=stored), IDS), expected)
+    finally:
+        remove_packed_copy(gguf_path)

@@ -25,8 +25,8 @@ def plan_phi3small(checkpoint: Checkpoint) -> Conversion:
     raises: ModelFileError, UnsupportedModelError as `Phi3SmallConfig.from_hf_config` and for tensors that do not fit it
     """
     config = Phi3SmallConfig.from_hf_config(checkpoint.config, source=checkpoint.config_source)
-    needed = {name: tensor for name, tensor in checkpoint.tensors.items() if not is_idle_tensor(name)}
-    planner = Planner(checkpoint.with_tensors(needed))
+    planner = Planner(checkpoint)
+    planner.weights.leave_out(filter(is_idle_tensor, checkpoint.tensors))
     n_hidden, n_vocab = config.hidden_size, config.vocab_size
     planner.matrix("token_embd.weight", {"model.embed_tokens.weight": n_vocab}, n_cols=n_hidden)
     row_order = qkv_row_order(config)
@@ -52,7 +52,7 @@ def _plan_layer(planner: Planner, config: Phi3SmallConfig, layer_idx: int, row_o
             planner.vector(f"{gguf}.{name}.{kind}", f"{hf}.{norm}.{kind}", n_hidden)
     qkv = f"{hf}.self_attn.query_key_value"
     planner.matrix(f"{gguf}.attn_qkv.weight", {f"{qkv}.weight": n_qkv}, n_cols=n_hidden, row_order=row_order)
-    planner.values(f"{gguf}.attn_qkv.bias", planner.weights.vector(f"{qkv}.bias", n_qkv)[row_order])
+    planner.vector(f"{gguf}.attn_qkv.bias", f"{qkv}.bias", n_qkv, order=row_order)
     for name, module, n_rows, n_cols in (
         ("attn_output", "self_attn.dense", n_hidden, n_hidden),
         ("ffn_up", "mlp.up_proj", 2 * n_inner, n_hidden),

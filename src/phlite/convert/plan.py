@@ -45,7 +45,7 @@ class PlannedTensor:
     shape:      row-major, a matrix is (out, in), a stack of expert matrices (experts, out, in)
     parts:      tensors of the checkpoint whose rows, in this order, are its rows; () for given values
     row_order:  int64[rows] where the rows are ordered anew: row i of the tensor is row row_order[i] of the parts
-    values:     float32 values that are no tensor of the checkpoint, such as LongRoPE's lists
+    values:     float32 values that are no tensor of the checkpoint as it is, such as LongRoPE's lists
     keeps_f32:  stored as F32 whatever type was asked for: norms, biases, routers, lists
     """
 
@@ -112,10 +112,11 @@ class Planner:
             self.weights.matrix(part, n_rows=n_rows, n_cols=n_cols)
         self._planned.append(PlannedTensor(name, (len(parts), n_rows, n_cols), tuple(parts)))
 
-    def vector(self, name: str, part: str, size: int) -> None:
-        """Plan a norm or a bias, stored as F32; raises where a value is not finite."""
-        self.weights.vector(part, size)
-        self._planned.append(PlannedTensor(name, (size,), (part,), keeps_f32=True))
+    def vector(self, name: str, part: str, size: int, *, order: I64 | None = None) -> None:
+        """Plan a norm or a bias, stored as F32, perhaps in another order; raises where a value is not finite."""
+        values = self.weights.vector(part, size)
+        ordered = None if order is None else values[order]
+        self._planned.append(PlannedTensor(name, (size,), (part,), values=ordered, keeps_f32=True))
 
     def values(self, name: str, values: Sequence[float] | F32) -> None:
         """Plan a tensor of given values, stored as F32."""

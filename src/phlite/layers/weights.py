@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +72,10 @@ class Weights:
                 f"{self.source}: tensor {tensor.name!r} holds NaN or infinite values; the file is damaged"
             )
         return values
+
+    def leave_out(self, names: Iterable[str]) -> None:
+        """Count tensors, by their names in the file, as used although nothing needs them."""
+        self._used.update(names)
 
     def check_all_used(self) -> None:
         """Raise UnsupportedModelError if a tensor was not taken: leaving it out would compute another model."""

@@ -173,8 +173,8 @@ class Phi3SmallForCausalLM:
         raises: ModelFileError where the checkpoint is incomplete or contradicts itself; UnsupportedModelError where it
                 has config keys or tensors that this architecture does not
         """
-        needed = {name: tensor for name, tensor in checkpoint.tensors.items() if not is_idle_tensor(name)}
-        weights = Weights(needed, source=checkpoint.source, mapped=checkpoint.mapped)
+        weights = Weights(checkpoint.tensors, source=checkpoint.source, mapped=checkpoint.mapped)
+        weights.leave_out(filter(is_idle_tensor, checkpoint.tensors))
         config = Phi3SmallConfig.from_hf_config(checkpoint.config, source=checkpoint.config_source)
         model = cls(config, weights, pool)
         weights.check_all_used()
