@@ -35,6 +35,24 @@ struct V8 {
     const __m128i both = _mm_unpacklo_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
     _mm_storel_epi64(reinterpret_cast<__m128i*>(p), both);
   }
+  // from[i * from_stride + j] -> to[j * to_stride + i] for 8 x 8 floats
+  static INLINE void transpose(const float* from, int from_stride, float* to, int to_stride) {
+    F a[8], b[8];
+    for (int i = 0; i < 8; ++i) a[i] = _mm256_loadu_ps(from + i * from_stride);
+    for (int i = 0; i < 8; i += 2) {
+      b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
+      b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+      for (int k = 0; k < 2; ++k) {
+        a[i + 2 * k] = _mm256_shuffle_ps(b[i + k], b[i + k + 2], 0x44);
+        a[i + 2 * k + 1] = _mm256_shuffle_ps(b[i + k], b[i + k + 2], 0xEE);
+      }
+    for (int i = 0; i < 4; ++i) {
+      _mm256_store_ps(to + i * to_stride, _mm256_permute2f128_ps(a[i], a[i + 4], 0x20));
+      _mm256_store_ps(to + (i + 4) * to_stride, _mm256_permute2f128_ps(a[i], a[i + 4], 0x31));
+    }
+  }
   static INLINE F set1(float v) { return _mm256_set1_ps(v); }
   static INLINE F add(F a, F b) { return _mm256_add_ps(a, b); }
   static INLINE F sub(F a, F b) { return _mm256_sub_ps(a, b); }

@@ -33,6 +33,30 @@ struct V16 {
   static INLINE void store_bytes(uint8_t* p, F v) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
   }
+  // from[i * from_stride + j] -> to[j * to_stride + i] for 16 x 16 floats
+  static INLINE void transpose(const float* from, int from_stride, float* to, int to_stride) {
+    F a[16], b[16];
+    for (int i = 0; i < 16; ++i) a[i] = _mm512_loadu_ps(from + i * from_stride);
+    for (int i = 0; i < 16; i += 2) {
+      b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+      b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+    }
+    // a[4 i + k]: column k of each quarter, rows 4 i .. 4 i + 3
+    for (int i = 0; i < 16; i += 4)
+      for (int k = 0; k < 2; ++k) {
+        a[i + 2 * k] = _mm512_shuffle_ps(b[i + k], b[i + k + 2], 0x44);
+        a[i + 2 * k + 1] = _mm512_shuffle_ps(b[i + k], b[i + k + 2], 0xEE);
+      }
+    for (int k = 0; k < 4; ++k) {
+      const F low = _mm512_shuffle_f32x4(a[k], a[4 + k], 0x88), low_odd = _mm512_shuffle_f32x4(a[k], a[4 + k], 0xDD);
+      const F high = _mm512_shuffle_f32x4(a[8 + k], a[12 + k], 0x88);
+      const F high_odd = _mm512_shuffle_f32x4(a[8 + k], a[12 + k], 0xDD);
+      _mm512_store_ps(to + k * to_stride, _mm512_shuffle_f32x4(low, high, 0x88));
+      _mm512_store_ps(to + (4 + k) * to_stride, _mm512_shuffle_f32x4(low_odd, high_odd, 0x88));
+      _mm512_store_ps(to + (8 + k) * to_stride, _mm512_shuffle_f32x4(low, high, 0xDD));
+      _mm512_store_ps(to + (12 + k) * to_stride, _mm512_shuffle_f32x4(low_odd, high_odd, 0xDD));
+    }
+  }
   static INLINE F set1(float v) { return _mm512_set1_ps(v); }
   static INLINE F add(F a, F b) { return _mm512_add_ps(a, b); }
   static INLINE F sub(F a, F b) { return _mm512_sub_ps(a, b); }

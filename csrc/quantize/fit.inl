@@ -161,13 +161,13 @@ INLINE Affine<V> fit_affine(const float* x, const float* w, const float (&spread
   using F = typename V::F;
   using M = typename V::M;
   const F zero = V::set1(0.0f);
-  F low = kMinimum ? zero : V::load(x), high = V::load(x), sum_x = zero, sum_w = zero;
+  F low = kMinimum ? zero : V::load(x), high = V::load(x), sum_x = zero, sum_w = V::set1(kW ? 0.0f : n);
   for (int j = 0; j < n; ++j) {
     const F v = V::load(x + kPanelGroups * j), weight = weight_of<V, kW>(w, j);
     low = V::min(v, low);
     high = V::max(v, high);
     sum_x = V::add(sum_x, weigh<V, kW>(weight, v));
-    sum_w = V::add(sum_w, weight);
+    if constexpr (kW) sum_w = V::add(sum_w, weight);
   }
   const F range = V::sub(high, low), per_range = reciprocal<V>(range), step = V::mul(range, V::set1(1.0f / kMax));
   Affine<V> best{step, low};

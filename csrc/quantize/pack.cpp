@@ -2,8 +2,47 @@
 
 #include <cstring>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 namespace phlite {
 namespace {
+
+#if defined(__SSE2__)
+// rows[i][j] -> out[j * stride + i] for 16 x 16 bytes: each of four rounds interleaves rows i and i + 8.
+void transpose_16x16(const uint8_t* rows, uint8_t* out, int stride) noexcept {
+  __m128i a[16], b[16];
+  for (int i = 0; i < 16; ++i) a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows + 16 * i));
+  for (int round = 0; round < 4; ++round) {
+    for (int i = 0; i < 8; ++i) {
+      b[2 * i] = _mm_unpacklo_epi8(a[i], a[i + 8]);
+      b[2 * i + 1] = _mm_unpackhi_epi8(a[i], a[i + 8]);
+    }
+    std::memcpy(a, b, sizeof a);
+  }
+  for (int j = 0; j < 16; ++j) _mm_storeu_si128(reinterpret_cast<__m128i*>(out + stride * j), a[j]);
+}
+
+// Bit 4 of each of 32 codes.
+uint32_t fifth_bits(const uint8_t q[32]) noexcept {
+  const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(q));
+  const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(q + 16));
+  const auto bits = [](__m128i v) { return static_cast<uint32_t>(_mm_movemask_epi8(_mm_slli_epi16(v, 3))); };
+  return bits(low) | bits(high) << 16;
+}
+#else
+void transpose_16x16(const uint8_t* rows, uint8_t* out, int stride) noexcept {
+  for (int i = 0; i < 16; ++i)
+    for (int j = 0; j < 16; ++j) out[stride * j + i] = rows[16 * i + j];
+}
+
+uint32_t fifth_bits(const uint8_t q[32]) noexcept {
+  uint32_t bits = 0;
+  for (int j = 0; j < 32; ++j) bits |= static_cast<uint32_t>(q[j] >> 4 & 1) << j;
+  return bits;
+}
+#endif
 
 // The inverse of unpack_k4_scales.
 void pack_k4_scales(const int8_t scales[8], const uint8_t minima[8], uint8_t packed[12]) noexcept {
@@ -103,27 +142,26 @@ void write(const SuperblockCodes& codes, uint8_t* out) noexcept {
   std::memcpy(out, &block, sizeof block);
 }
 
-// Nibbles and fifth bits of sixteen blocks at a time, still one block per column.
 template <class Block, bool kMinimum, bool kFifthBit>
-void write_blocks(const uint8_t q[32][16], const uint16_t d[16], const uint16_t m[16], int n, uint8_t* out) noexcept {
-  uint8_t nibbles[16][16];
-  for (int j = 0; j < 16; ++j)
-    for (int b = 0; b < 16; ++b) nibbles[j][b] = static_cast<uint8_t>((q[j][b] & 15) | q[j + 16][b] << 4);
-  uint32_t high[16] = {};
-  if (kFifthBit)
-    for (int j = 0; j < 32; ++j)
-      for (int b = 0; b < 16; ++b) high[b] |= static_cast<uint32_t>(q[j][b] >> 4 & 1) << j;
+void write_blocks(const uint8_t q[][32], const uint16_t* d, const uint16_t* m, int n, uint8_t* out) noexcept {
   for (int b = 0; b < n; ++b, out += sizeof(Block)) {
     Block block;
     block.d = d[b];
     if constexpr (kMinimum) block.m = m[b];
-    if constexpr (kFifthBit) std::memcpy(block.qh, &high[b], sizeof block.qh);
-    for (int j = 0; j < 16; ++j) block.qs[j] = nibbles[j][b];
+    if constexpr (kFifthBit) {
+      const uint32_t high = fifth_bits(q[b]);
+      std::memcpy(block.qh, &high, sizeof block.qh);
+    }
+    for (int j = 0; j < 16; ++j) block.qs[j] = static_cast<uint8_t>((q[b][j] & 15) | q[b][j + 16] << 4);
     std::memcpy(out, &block, sizeof block);
   }
 }
 
 }  // namespace
+
+void order_codes(const uint8_t* codes, int n, uint8_t* out) noexcept {
+  for (int j = 0; j < n; j += 16) transpose_16x16(codes + 16 * j, out + j, n);
+}
 
 void pack_superblock(GGMLType type, const SuperblockCodes& codes, uint8_t* out) noexcept {
   switch (type) {
@@ -139,7 +177,7 @@ void pack_superblock(GGMLType type, const SuperblockCodes& codes, uint8_t* out) 
   }
 }
 
-void pack_blocks(GGMLType type, const uint8_t q[32][16], const uint16_t d[16], const uint16_t m[16], int n,
+void pack_blocks(GGMLType type, const uint8_t q[][32], const uint16_t* d, const uint16_t* m, int n,
                  uint8_t* out) noexcept {
   switch (type) {
       // clang-format off
@@ -151,7 +189,7 @@ void pack_blocks(GGMLType type, const uint8_t q[32][16], const uint16_t d[16], c
     case GGMLType::Q8_0:
       for (int b = 0; b < n; ++b, out += sizeof(BlockQ8_0)) {
         std::memcpy(out, &d[b], 2);
-        for (int j = 0; j < 32; ++j) out[2 + j] = q[j][b];
+        std::memcpy(out + 2, q[b], 32);
       }
       return;
     default: return;

@@ -3,21 +3,21 @@
 #include "quantize/fit.inl"
 
 // x[16][n] -> t[n][16]
-template <int n>
+template <class V, int n>
 INLINE void transpose(const float* x, float* t) {
-  for (int g = 0; g < kPanelGroups; ++g)
-    for (int j = 0; j < n; ++j) t[kPanelGroups * j + g] = x[n * g + j];
+  for (int g = 0; g < kPanelGroups; g += V::lanes)
+    for (int j = 0; j < n; j += V::lanes) V::transpose(x + n * g + j, n, t + kPanelGroups * j + g, kPanelGroups);
 }
 
 // A panel as the fits see it.
-template <int n, bool kW>
+template <class V, int n, bool kW>
 struct Panel {
   alignas(64) float x[n * kPanelGroups];
   alignas(64) float w[kW ? n * kPanelGroups : 1];
 
   explicit Panel(const PanelArgs& args) {
-    transpose<n>(args.x, x);
-    if constexpr (kW) transpose<n>(args.importance, w);
+    transpose<V, n>(args.x, x);
+    if constexpr (kW) transpose<V, n>(args.importance, w);
   }
   INLINE const float* w_at(int lane) const { return kW ? w + lane : w; }
 };
@@ -47,14 +47,6 @@ INLINE void write_codes(const float* x, const Lanes& scale, const Lanes& offset,
   }
 }
 
-// Transposed codes of the groups of superblock i to the order of the file.
-template <int n>
-INLINE void order_codes(const uint8_t* codes, int i, uint8_t* q) {
-  constexpr int kGroups = kSuperBlock / n;
-  for (int g = 0; g < kGroups; ++g)
-    for (int j = 0; j < n; ++j) q[n * g + j] = codes[kPanelGroups * j + kGroups * i + g];
-}
-
 // ---- K formats with y = d * scale * level ----
 
 // Scales of a superblock are whole multiples, from kLow to kHigh, of d.
@@ -62,7 +54,7 @@ template <class V, int n, class Levels, bool kW, int kLow, int kHigh>
 struct ScaledSuperblocks {
   static constexpr int kGroups = kSuperBlock / n, kCount = kPanelGroups / kGroups;
 
-  const Panel<n, kW>& panel;
+  const Panel<V, n, kW>& panel;
   alignas(64) Lanes fitted;  // scales as each group would have them
 
   // What a choice of d gives: whole scales and squared errors of the groups, sums for the next d.
@@ -118,7 +110,7 @@ struct ScaledSuperblocks {
 
 template <class V, GGMLType type, int n, class Levels, bool kW, int kLow, int kHigh, int n_edges>
 INLINE bool quantize_scaled(const PanelArgs& args, const float (&edges)[n_edges], int n_fits, int n_rounds) {
-  const Panel<n, kW> panel(args);
+  const Panel<V, n, kW> panel(args);
   using Search = ScaledSuperblocks<V, n, Levels, kW, kLow, kHigh>;
   Search search{panel, {}};
   for (int lane = 0; lane < kPanelGroups; lane += V::lanes)
@@ -148,14 +140,14 @@ INLINE bool quantize_scaled(const PanelArgs& args, const float (&edges)[n_edges]
   }
   alignas(64) Lanes scale;
   for (int g = 0; g < kPanelGroups; ++g) scale[g] = best.d[g] * best.whole[g];
-  uint8_t codes[n * kPanelGroups];
+  alignas(64) uint8_t codes[n * kPanelGroups], ordered[n * kPanelGroups];
   write_codes<V, n, Levels, false>(panel.x, scale, scale, codes);
+  order_codes(codes, n, ordered);
   for (int i = 0; i < args.n_blocks; ++i) {
     if (!is_finite_half(best.half[i])) return false;
-    SuperblockCodes out;
-    order_codes<n>(codes, i, out.q);
-    for (int g = 0; g < Search::kGroups; ++g) out.scales[g] = static_cast<int8_t>(best.whole[Search::kGroups * i + g]);
-    out.d = best.half[i];
+    int8_t scales[kPanelGroups];
+    for (int g = 0; g < Search::kGroups; ++g) scales[g] = static_cast<int8_t>(best.whole[Search::kGroups * i + g]);
+    const SuperblockCodes out{ordered + kSuperBlock * i, scales, nullptr, best.half[i], 0};
     pack_superblock(type, out, args.out + i * block_size(type).bytes);
   }
   return true;
@@ -167,7 +159,7 @@ template <class V, int n, int kMaxLevel, bool kW, int kMaxScale>
 struct AffineSuperblocks {
   static constexpr int kGroups = kSuperBlock / n, kCount = kPanelGroups / kGroups;
 
-  const Panel<n, kW>& panel;
+  const Panel<V, n, kW>& panel;
   alignas(64) Lanes scale, minimum;  // as each group would have them
 
   struct Choice {
@@ -251,7 +243,7 @@ struct AffineSuperblocks {
 
 template <class V, GGMLType type, int n, int kMaxLevel, bool kW, int kMaxScale, int n_spreads>
 INLINE bool quantize_affine(const PanelArgs& args, const float (&spreads)[n_spreads][2], int n_fits, int n_rounds) {
-  const Panel<n, kW> panel(args);
+  const Panel<V, n, kW> panel(args);
   using Search = AffineSuperblocks<V, n, kMaxLevel, kW, kMaxScale>;
   Search search{panel, {}, {}};
   alignas(64) Lanes sum_x, sum_w;
@@ -261,11 +253,11 @@ INLINE bool quantize_affine(const PanelArgs& args, const float (&spreads)[n_spre
     const Affine<V> fit = fit_affine<V, n, kMaxLevel, kW, true>(x, w, spreads, n_fits);
     V::store(search.scale + lane, fit.scale);
     V::store(search.minimum + lane, V::sub(V::set1(0.0f), fit.offset));
-    F total = V::set1(0.0f), weights = V::set1(0.0f);
+    F total = V::set1(0.0f), weights = V::set1(kW ? 0.0f : n);
     for (int j = 0; j < n; ++j) {
       const F weight = weight_of<V, kW>(w, j);
       total = V::add(total, weigh<V, kW>(weight, V::load(x + kPanelGroups * j)));
-      weights = V::add(weights, weight);
+      if constexpr (kW) weights = V::add(weights, weight);
     }
     V::store(sum_x + lane, total);
     V::store(sum_w + lane, weights);
@@ -302,18 +294,18 @@ INLINE bool quantize_affine(const PanelArgs& args, const float (&spreads)[n_spre
     scale[g] = best.d[g] * best.whole[g];
     offset[g] = -(best.dmin[g] * best.whole_min[g]);
   }
-  uint8_t codes[n * kPanelGroups];
+  alignas(64) uint8_t codes[n * kPanelGroups], ordered[n * kPanelGroups];
   write_codes<V, n, WholeLevels<0, kMaxLevel>, true>(panel.x, scale, offset, codes);
+  order_codes(codes, n, ordered);
   for (int i = 0; i < args.n_blocks; ++i) {
     if (!is_finite_half(best.half[i]) || !is_finite_half(best.half_min[i])) return false;
-    SuperblockCodes out;
-    order_codes<n>(codes, i, out.q);
+    int8_t scales[kPanelGroups];
+    uint8_t minima[kPanelGroups];
     for (int g = 0; g < Search::kGroups; ++g) {
-      out.scales[g] = static_cast<int8_t>(best.whole[Search::kGroups * i + g]);
-      out.minima[g] = static_cast<uint8_t>(best.whole_min[Search::kGroups * i + g]);
+      scales[g] = static_cast<int8_t>(best.whole[Search::kGroups * i + g]);
+      minima[g] = static_cast<uint8_t>(best.whole_min[Search::kGroups * i + g]);
     }
-    out.d = best.half[i];
-    out.dmin = best.half_min[i];
+    const SuperblockCodes out{ordered + kSuperBlock * i, scales, minima, best.half[i], best.half_min[i]};
     pack_superblock(type, out, args.out + i * block_size(type).bytes);
   }
   return true;
@@ -325,13 +317,15 @@ INLINE bool pack_panel(GGMLType type, const PanelArgs& args, const uint8_t* code
                        const uint16_t* m) {
   for (int b = 0; b < args.n_blocks; ++b)
     if (!is_finite_half(d[b]) || !is_finite_half(m[b])) return false;
-  pack_blocks(type, reinterpret_cast<const uint8_t (*)[16]>(codes), d, m, args.n_blocks, args.out);
+  alignas(64) uint8_t ordered[kPanelGroups][32];
+  order_codes(codes, 32, ordered[0]);
+  pack_blocks(type, ordered, d, m, args.n_blocks, args.out);
   return true;
 }
 
 template <class V, GGMLType type, class Levels, bool kW, int n_edges>
 INLINE bool quantize_scaled_blocks(const PanelArgs& args, const float (&edges)[n_edges], int n_fits) {
-  const Panel<32, kW> panel(args);
+  const Panel<V, 32, kW> panel(args);
   alignas(64) Lanes scale;
   uint16_t d[kPanelGroups];
   for (int lane = 0; lane < kPanelGroups; lane += V::lanes)
@@ -347,7 +341,7 @@ INLINE bool quantize_scaled_blocks(const PanelArgs& args, const float (&edges)[n
 
 template <class V, GGMLType type, int kMaxLevel, bool kW, int n_spreads>
 INLINE bool quantize_affine_blocks(const PanelArgs& args, const float (&spreads)[n_spreads][2], int n_fits) {
-  const Panel<32, kW> panel(args);
+  const Panel<V, 32, kW> panel(args);
   alignas(64) Lanes scale, offset;
   uint16_t d[kPanelGroups], m[kPanelGroups];
   for (int lane = 0; lane < kPanelGroups; lane += V::lanes) {

@@ -26,6 +26,7 @@ struct V1 {
   static F load_unaligned(const float* p) { return *p; }
   static void store(float* p, F v) { *p = v; }
   static void store_bytes(uint8_t* p, F v) { *p = static_cast<uint8_t>(static_cast<int32_t>(v)); }
+  static void transpose(const float* from, int, float* to, int) { *to = *from; }
   static F set1(float v) { return v; }
   static F add(F a, F b) { return a + b; }
   static F sub(F a, F b) { return a - b; }
