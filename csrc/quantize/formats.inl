@@ -44,16 +44,20 @@ INLINE bool quantize_panel(const PanelArgs& args) {
     }
   } else if constexpr (type == GGMLType::Q4_K || type == GGMLType::Q5_K) {
     constexpr int top = type == GGMLType::Q4_K ? 15 : 31;
-    constexpr float spreads[][2] = {{0, 0},       {0.4f, 0.2f},   {0.8f, 0.4f}, {1.2f, 0.6f},
-                                    {1.6f, 0.8f}, {-0.4f, -0.2f}, {0.8f, 0.0f}, {0.8f, 0.8f}};
-    return quantize_affine<V, type, 32, top, kW, 63>(args, spreads, 2, 1);
+    constexpr float spreads[][2] = {{0, 0},       {0.4f, 0.2f}, {0.8f, 0.4f},   {1.2f, 0.6f},   {1.6f, 0.8f},
+                                    {2.0f, 1.0f}, {2.6f, 1.3f}, {-0.4f, -0.2f}, {-0.8f, -0.4f}, {0.8f, 0.0f},
+                                    {0.8f, 0.8f}, {1.6f, 0.4f}, {1.6f, 1.2f},   {0.0f, 0.4f},   {0.0f, -0.4f}};
+    return quantize_affine<V, type, 32, top, kW, 63>(args, spreads, 4, 2);
   } else if constexpr (type == GGMLType::Q2_K) {
-    constexpr float spreads[][2] = {{0, 0},       {0.3f, 0.15f}, {0.6f, 0.3f}, {0.9f, 0.45f},   {0.6f, 0.0f},
-                                    {0.6f, 0.6f}, {0.3f, 0.0f},  {0.3f, 0.3f}, {-0.3f, -0.15f}, {1.2f, 0.6f}};
-    return quantize_affine<V, type, 16, 3, kW, 15>(args, spreads, 3, 2);
+    constexpr float spreads[][2] = {{0, 0},       {0.3f, 0.15f},   {0.6f, 0.3f}, {0.9f, 0.45f}, {1.2f, 0.6f},
+                                    {1.6f, 0.8f}, {-0.3f, -0.15f}, {0.3f, 0.0f}, {0.3f, 0.3f},  {0.6f, 0.0f},
+                                    {0.6f, 0.6f}, {0.9f, 0.1f},    {0.9f, 0.8f}, {1.2f, 0.2f},  {1.2f, 1.0f},
+                                    {1.6f, 0.4f}, {1.6f, 1.2f},    {0.0f, 0.3f}, {0.0f, -0.3f}};
+    return quantize_affine<V, type, 16, 3, kW, 15>(args, spreads, 5, 3);
   } else if constexpr (type == GGMLType::Q6_K) {
-    constexpr float edges[] = {-32.0f, -31.5f, -32.5f, -31.0f, 31.0f, 31.4f};
-    return quantize_scaled<V, type, 16, WholeLevels<-32, 31>, kW, -128, 127>(args, edges, 1, 1);
+    constexpr float edges[] = {-32.0f,  -31.75f, -31.5f, -31.25f, -32.25f, -32.5f, -31.0f,
+                               -32.75f, 31.0f,   31.25f, 31.5f,   30.75f,  30.5f};
+    return quantize_scaled<V, type, 16, WholeLevels<-32, 31>, kW, -128, 127>(args, edges, 2, 2);
   } else if constexpr (type == GGMLType::Q3_K) {
     constexpr float edges[] = {-4.6f, -4.3f, -4.0f, -3.7f, -3.4f, -3.1f, 3.7f, 3.4f, 3.1f, 2.8f, 2.5f};
     return quantize_scaled<V, type, 16, WholeLevels<-4, 3>, kW, -32, 31>(args, edges, 3, 2);
