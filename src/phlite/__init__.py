@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from phlite import errors
     from phlite.completion import AsyncCompletionStream, Completion, CompletionStream
+    from phlite.constrained import Constraint
     from phlite.engine import Engine, SamplingParams, Sequence, StepOutput, TokenLogprob
     from phlite.errors import PhliteError
     from phlite.llm import LLM, Message, load
@@ -25,6 +26,7 @@ __all__ = [
     "AsyncCompletionStream",
     "Completion",
     "CompletionStream",
+    "Constraint",
     "Engine",
     "Message",
     "PhliteError",
@@ -42,6 +44,7 @@ MODULE_OF = {
     "AsyncCompletionStream": "phlite.completion",
     "Completion": "phlite.completion",
     "CompletionStream": "phlite.completion",
+    "Constraint": "phlite.constrained",
     "Engine": "phlite.engine",
     "Message": "phlite.llm",
     "PhliteError": "phlite.errors",

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast, overload
 
 from phlite.engine import FinishReason, Sequence, TokenLogprob
 from phlite.engine.shared import SharedEngine, has_progress
+from phlite.errors import RequestError
 from phlite.tokenizer import TextStream
 
 if TYPE_CHECKING:
     import asyncio
 
+    from phlite.constrained import JSONModel
+
 __all__ = ["AsyncCompletionStream", "Completion", "CompletionStream", "CompletionTimings"]
+
+Model = TypeVar("Model")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,8 @@ class Completion:
     completion_tokens: length of token_ids
     logprobs:          one TokenLogprob per id when params.logprobs was set, else empty
     seed:              the seed that gives the same ids again
+    constraint_satisfied: whether the whole text is what params.constraint asks for; False for one that
+                       max_tokens, a stop string or the caller cut short; None without a constraint
     """
 
     text: str
@@ -56,6 +64,31 @@ class Completion:
     logprobs: tuple[TokenLogprob, ...]
     seed: int
     timings: CompletionTimings
+    constraint_satisfied: bool | None = None
+
+    @overload
+    def parse(self) -> object: ...
+
+    @overload
+    def parse(self, model: type[Model]) -> Model: ...
+
+    def parse(self, model: type[Model] | None = None) -> object:
+        """Return the text as the JSON value that it is, or as an instance of a model class.
+
+        model:  a class with `model_validate_json(text)`, such as a pydantic model
+        raises: RequestError when the constraint is not satisfied or the text is not JSON; what the class raises
+        """
+        if self.constraint_satisfied is False:
+            raise RequestError(
+                f"the answer is unfinished (finish_reason {self.finish_reason!r} after {self.completion_tokens}"
+                " tokens), so it is not what the constraint asks for; raise max_tokens"
+            )
+        if model is not None:
+            return cast("JSONModel", model).model_validate_json(self.text)
+        try:
+            return json.loads(self.text)
+        except ValueError as error:
+            raise RequestError(f"the answer is not JSON: {error}; ask with Constraint.json_schema(...)") from None
 
 
 class Transcript:
@@ -106,6 +139,7 @@ class Transcript:
             completion_tokens=len(token_ids),
             logprobs=tuple(sequence.logprobs[: self.n_seen]),
             seed=sequence.seed,
+            constraint_satisfied=self.satisfies_constraint(),
             timings=CompletionTimings(
                 load_ms=load_ms,
                 prefill_ms=timings.prefill_ms,
@@ -114,6 +148,15 @@ class Transcript:
                 tokens_per_s=per_second(n_decoded, timings.decode_ms),
             ),
         )
+
+    def satisfies_constraint(self) -> bool | None:
+        """Return whether all of the text has been read, uncut, and is complete under the constraint; None without."""
+        sequence = self.sequence
+        constraint = sequence.state.constraint
+        if constraint is None:
+            return None
+        is_whole = sequence.finish_reason in ("stop", "length") and self.n_seen == len(sequence.output_ids)
+        return is_whole and self.stream.stopped is None and constraint.is_complete
 
     def stop_reached(self, token_ids: tuple[int, ...]) -> str | int | None:
         """Return the stop string or id that ended the text."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, TypeGuard, cast, overload
 import numpy as np
 
 from phlite.completion import AsyncCompletionStream, Completion, CompletionStream, Transcript
+from phlite.constrained import Constraint
 from phlite.engine import Engine, SamplingParams
 from phlite.engine.shared import SharedEngine
 from phlite.errors import RequestError
@@ -27,6 +28,8 @@ from phlite.models.base import CausalLM
 from phlite.spelling import Speller
 
 if TYPE_CHECKING:
+    from phlite.constrained.compiler import ConstraintCompiler
+    from phlite.engine import TokenConstraint
     from phlite.perplexity import Perplexity
     from phlite.tokenizer import ChatTemplate, Tokenizer
 
@@ -76,6 +79,7 @@ class LLM:
         self.default_params = SamplingParams() if default_params is None else default_params
         self.shared = SharedEngine(engine)
         self.speller = Speller(tokenizer)
+        self.constraints: ConstraintCompiler | None = None
 
     @classmethod
     def load(
@@ -160,6 +164,7 @@ class LLM:
         temperature: float | None = None,
         seed: int | None = None,
         stop: str | Iterable[str] | None = None,
+        constraint: Constraint | None = None,
     ) -> Completion: ...
 
     @overload
@@ -172,6 +177,7 @@ class LLM:
         temperature: float | None = None,
         seed: int | None = None,
         stop: str | Iterable[str] | None = None,
+        constraint: Constraint | None = None,
     ) -> list[Completion]: ...
 
     def generate(
@@ -183,15 +189,18 @@ class LLM:
         temperature: float | None = None,
         seed: int | None = None,
         stop: str | Iterable[str] | None = None,
+        constraint: Constraint | None = None,
     ) -> Completion | list[Completion]:
         """Continue a prompt, or a list of prompts side by side. No chat template is applied: see `chat`.
 
         prompt: text or token ids; a list of texts or of lists of ids gives a list of completions
         params: default `default_params`
-        max_tokens, temperature, seed, stop: replace these fields of params where given
+        max_tokens, temperature, seed, stop, constraint: replace these fields of params where given
         raises: ContextLengthError, RequestError; what params.logits_function raises
         """
-        params = self.merged(params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+        params = self.merged(
+            params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop, constraint=constraint
+        )
         if is_one_prompt(prompt):
             return finished(self.start(self.prompt_ids(prompt), params, continues_text=True))
         streams: list[CompletionStream] = []
@@ -212,9 +221,12 @@ class LLM:
         temperature: float | None = None,
         seed: int | None = None,
         stop: str | Iterable[str] | None = None,
+        constraint: Constraint | None = None,
     ) -> CompletionStream:
         """Continue a prompt piece by piece; arguments as `generate`. `.completion` is there at the end."""
-        params = self.merged(params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+        params = self.merged(
+            params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop, constraint=constraint
+        )
         return self.start(self.prompt_ids(prompt), params, continues_text=True)
 
     def chat(
@@ -226,6 +238,7 @@ class LLM:
         temperature: float | None = None,
         seed: int | None = None,
         stop: str | Iterable[str] | None = None,
+        constraint: Constraint | None = None,
     ) -> Completion:
         """Answer a conversation through the model's chat template.
 
@@ -233,7 +246,15 @@ class LLM:
         raises:   as `generate`; RequestError for a message without role or content
         """
         return finished(
-            self.chat_stream(messages, params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+            self.chat_stream(
+                messages,
+                params,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                seed=seed,
+                stop=stop,
+                constraint=constraint,
+            )
         )
 
     def chat_stream(
@@ -245,9 +266,12 @@ class LLM:
         temperature: float | None = None,
         seed: int | None = None,
         stop: str | Iterable[str] | None = None,
+        constraint: Constraint | None = None,
     ) -> CompletionStream:
         """Answer a conversation piece by piece; arguments as `chat`."""
-        params = self.merged(params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+        params = self.merged(
+            params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop, constraint=constraint
+        )
         return self.start(self.chat_ids(messages), params, continues_text=False)
 
     async def agenerate(
@@ -259,10 +283,19 @@ class LLM:
         temperature: float | None = None,
         seed: int | None = None,
         stop: str | Iterable[str] | None = None,
+        constraint: Constraint | None = None,
     ) -> Completion:
         """`generate` for asyncio. Requests that wait at the same time run in one batch; cancelling one ends it."""
         return await afinished(
-            self.astream(prompt, params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+            self.astream(
+                prompt,
+                params,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                seed=seed,
+                stop=stop,
+                constraint=constraint,
+            )
         )
 
     def astream(
@@ -274,9 +307,12 @@ class LLM:
         temperature: float | None = None,
         seed: int | None = None,
         stop: str | Iterable[str] | None = None,
+        constraint: Constraint | None = None,
     ) -> AsyncCompletionStream:
         """`stream` for `async for`; to be called inside a running event loop."""
-        params = self.merged(params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+        params = self.merged(
+            params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop, constraint=constraint
+        )
         return self.astart(self.prompt_ids(prompt), params, continues_text=True)
 
     async def achat(
@@ -288,10 +324,19 @@ class LLM:
         temperature: float | None = None,
         seed: int | None = None,
         stop: str | Iterable[str] | None = None,
+        constraint: Constraint | None = None,
     ) -> Completion:
         """`chat` for asyncio."""
         return await afinished(
-            self.achat_stream(messages, params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+            self.achat_stream(
+                messages,
+                params,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                seed=seed,
+                stop=stop,
+                constraint=constraint,
+            )
         )
 
     def achat_stream(
@@ -303,9 +348,12 @@ class LLM:
         temperature: float | None = None,
         seed: int | None = None,
         stop: str | Iterable[str] | None = None,
+        constraint: Constraint | None = None,
     ) -> AsyncCompletionStream:
         """`chat_stream` for `async for`; to be called inside a running event loop."""
-        params = self.merged(params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop)
+        params = self.merged(
+            params, max_tokens=max_tokens, temperature=temperature, seed=seed, stop=stop, constraint=constraint
+        )
         return self.astart(self.chat_ids(messages), params, continues_text=False)
 
     def perplexity(
@@ -379,9 +427,16 @@ class LLM:
         temperature: float | None,
         seed: int | None,
         stop: str | Iterable[str] | None,
+        constraint: Constraint | None,
     ) -> SamplingParams:
         """Return params, or default_params, with the given fields replaced."""
-        given = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": stop}
+        given = {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "seed": seed,
+            "stop": stop,
+            "constraint": constraint,
+        }
         changes = {name: value for name, value in given.items() if value is not None}
         params = self.default_params if params is None else params
         return dataclasses.replace(params, **changes) if changes else params  # type: ignore[arg-type]
@@ -395,10 +450,32 @@ class LLM:
         turns: list[Message] = [{"role": "user", "content": messages}] if isinstance(messages, str) else [*messages]
         return self.tokenizer.encode_prompt(self.chat_template.render(turns))
 
+    def build_constraint(self, params: SamplingParams, *, continues_text: bool) -> TokenConstraint | None:
+        """Return params.constraint compiled for this model, for `Engine.add`; None where there is none.
+
+        continues_text: the answer goes on in the middle of a text, as in `generate`; not so in a chat
+        raises:         BackendUnavailableError without llguidance, RequestError for what cannot be compiled
+        """
+        if params.constraint is None:
+            return None
+        if self.constraints is None:
+            from phlite.constrained.compiler import ConstraintCompiler
+
+            self.constraints = ConstraintCompiler(self.text_bytes, self.tokenizer.encode_continuation)
+        leading_space = self.tokenizer.strips_leading_space and not continues_text
+        return self.constraints.build_matcher(params.constraint, leading_space=leading_space)
+
+    def text_bytes(self) -> list[bytes]:
+        """Return the bytes of text of each row of the model's output, b"" for special tokens and padding."""
+        tokenizer = self.tokenizer
+        rows = range(self.engine.model.config.vocab_size)
+        return [b"" if tokenizer.is_special(row) else tokenizer.token_bytes(row) for row in rows]
+
     def start(self, prompt_ids: list[int], params: SamplingParams, *, continues_text: bool) -> CompletionStream:
         """Queue a prompt; the stream does the work when it is read. continues_text: a leading space is text."""
         text_stream = self.tokenizer.stream(stop=params.stop_strings, continues_text=continues_text)
-        sequence = self.shared.add(prompt_ids, self.speller.spelt(params))
+        constraint = self.build_constraint(params, continues_text=continues_text)
+        sequence = self.shared.add(prompt_ids, self.speller.spelt(params), constraint=constraint)
         return CompletionStream(self.shared, Transcript(sequence, text_stream), self.load_ms)
 
     def astart(self, prompt_ids: list[int], params: SamplingParams, *, continues_text: bool) -> AsyncCompletionStream:
@@ -408,8 +485,12 @@ class LLM:
 
         text_stream = self.tokenizer.stream(stop=params.stop_strings, continues_text=continues_text)
         loop, event = asyncio.get_running_loop(), asyncio.Event()
+        constraint = self.build_constraint(params, continues_text=continues_text)
         sequence = self.shared.add(
-            prompt_ids, self.speller.spelt(params), on_progress=lambda: loop.call_soon_threadsafe(event.set)
+            prompt_ids,
+            self.speller.spelt(params),
+            constraint=constraint,
+            on_progress=lambda: loop.call_soon_threadsafe(event.set),
         )
         return AsyncCompletionStream(self.shared, Transcript(sequence, text_stream), self.load_ms, event)
 

@@ -34,7 +34,7 @@ ORDER = [
     "ops",
     "_native",
 ]
-LEAVES = ["tokenizer", "vision", "hub", "checkpoint", "gguf", "memory", "tiles"]
+LEAVES = ["tokenizer", "vision", "hub", "checkpoint", "gguf", "memory", "tiles", "constrained"]
 LEAF_NEEDS = {"checkpoint": {"gguf"}}  # a checkpoint's tensors are of the same kind as those of a GGUF file
 EVERYWHERE = ["errors"]
 
@@ -42,6 +42,7 @@ PUBLIC_NAMES = [
     "AsyncCompletionStream",
     "Completion",
     "CompletionStream",
+    "Constraint",
     "Engine",
     "LLM",
     "Message",

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from phlite.cli.constraint import add_constraint_arguments, constraint_of, report_unsatisfied
 from phlite.cli.parser import Parser, integer, number, or_none, scaled_path
 from phlite.cli.prompt import join_prompt
 from phlite.cli.terminal import printable
@@ -25,6 +26,8 @@ examples:
   phlite run phi3                                       chat; /help lists its commands
   phlite run phi3 "Summarise this:" - < notes.txt       - is standard input
   phlite run phi3.5 --temperature 0 -n 0 "What is RoPE?"
+  phlite run phi3.5 --choice good --choice bad "Is this praise? I would buy it again."
+  phlite run phi3.5 -n 0 --json-schema invoice.json "Extract the invoice:" - < mail.txt
 
 Sampling that is not given here is what the model file recommends (`phlite show` tells), for the rest that of the
 tutorial that phlite starts from, in brackets above: temperature 1.0, repeat penalty 1.2 over the last 64 tokens, at
@@ -78,6 +81,7 @@ def add_arguments(parser: Parser) -> None:
     limit = parser.add_argument_group("when to stop").add_argument
     limit("-n", "--sample-len", "--max-tokens", type=integer(0), metavar="N", help="most tokens; 0 is no limit (100)")
     limit("--stop", action="append", default=[], metavar="TEXT", help="stop before this text; may be repeated")
+    add_constraint_arguments(parser)
     machine = parser.add_argument_group("machine").add_argument
     machine("--device", choices=["cpu"], default="cpu", help="where to compute")
     machine("-t", "--threads", type=integer(1), metavar="N", help="threads (one per physical core)")
@@ -123,6 +127,7 @@ def _check(options: argparse.Namespace, limit: int | None) -> RunOptions:
     given = {name: getattr(options, name) for name in SAMPLING_OPTIONS if hasattr(options, name)}
     max_tokens = limit if options.sample_len is None else options.sample_len or None
     sampling = {**given, "seed": options.seed, "max_tokens": max_tokens, "stop": options.stop}
+    sampling["constraint"] = constraint_of(options)
     SamplingParams(**sampling)  # refuses a wrong value before a model is downloaded and loaded
     return RunOptions(
         name=options.name,
@@ -185,8 +190,7 @@ def _answer(llm: LLM, prompt: str, params: SamplingParams, options: RunOptions) 
         stream = llm.chat_stream([*system, {"role": "user", "content": prompt}], params)
     with stream:
         print_pieces(stream)
-    report(stream, params, options)
-    return 0
+    return 2 if report(stream, params, options) else 0
 
 
 def print_pieces(stream: Iterable[str]) -> None:
@@ -208,14 +212,15 @@ def print_pieces(stream: Iterable[str]) -> None:
             sys.stdout.flush()
 
 
-def report(stream: CompletionStream, params: SamplingParams, options: RunOptions) -> None:
-    """Say on stderr what was asked for, and that an answer was cut."""
+def report(stream: CompletionStream, params: SamplingParams, options: RunOptions) -> bool:
+    """Say on stderr what was asked for, and that an answer was cut; return whether it misses its constraint by that."""
     from phlite.cli.stats import print_seed, print_stats
 
     completion = stream.completion
     if completion is None:
-        return
-    if completion.finish_reason == "length" and sys.stderr.isatty():
+        return False
+    is_unsatisfied = report_unsatisfied(completion)
+    if not is_unsatisfied and completion.finish_reason == "length" and sys.stderr.isatty():
         if completion.completion_tokens == params.max_tokens:
             print(f"(cut after {completion.completion_tokens} tokens; -n 0 lets it finish)", file=sys.stderr)
         else:
@@ -224,3 +229,4 @@ def report(stream: CompletionStream, params: SamplingParams, options: RunOptions
         print_stats(completion, params)
     elif options.verbose_seed:
         print_seed(completion)
+    return is_unsatisfied

@@ -1,5 +1,6 @@
 """The token loop: sequences, scheduling over cache blocks, sampling. Ids in, ids out; no text."""
 
+from phlite.engine.constraint import TokenConstraint
 from phlite.engine.engine import Engine, StepOutput
 from phlite.engine.params import LogitsFunction, SamplingParams
 from phlite.engine.sampling import TokenLogprob
@@ -13,5 +14,6 @@ __all__ = [
     "Sequence",
     "StepOutput",
     "Timings",
+    "TokenConstraint",
     "TokenLogprob",
 ]

@@ -19,13 +19,16 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from phlite.engine.adapters import LoadedAdapters
 from phlite.engine.batch import BatchBuilder
 from phlite.engine.blocks import BLOCK_SIZE
+from phlite.engine.constraint import TokenConstraint, allowed_tokens, must_end, only_token
 from phlite.engine.params import SamplingParams
 from phlite.engine.sampling import F32, Choice, TokenLogprob, choose, compute_logprob, uniform
 from phlite.engine.scheduler import Chunk, Scheduler, n_blocks_for
-from phlite.engine.sequence import FinishReason, Sequence, build_sequence
+from phlite.engine.sequence import FinishReason, Sequence, SequenceState, build_sequence
 from phlite.errors import ContextLengthError, ModelFileError, RequestError
 from phlite.models.base import CausalLM
 
@@ -99,21 +102,39 @@ class Engine:
         """Whether any sequence still waits or runs."""
         return bool(self.unfinished)
 
-    def add(self, prompt_ids: Iterable[int], params: SamplingParams | None = None) -> Sequence:
+    def add(
+        self,
+        prompt_ids: Iterable[int],
+        params: SamplingParams | None = None,
+        *,
+        constraint: TokenConstraint | None = None,
+    ) -> Sequence:
         """Queue a prompt and return its sequence; the work is done by `step`.
 
-        raises: RequestError for an empty prompt, an id outside the vocabulary or an adapter that is not loaded,
-                ContextLengthError when the prompt leaves no room for one token
+        constraint: what may be generated, at its beginning (`LLM.build_constraint` makes it from params.constraint)
+        raises:     RequestError for an empty prompt, an id outside the vocabulary, an adapter that is not loaded, or
+                    params.constraint without constraint; ContextLengthError when the prompt leaves no room for a token
         """
-        sequence = self.build(prompt_ids, params)
+        sequence = self.build(prompt_ids, params, constraint=constraint)
         self.enqueue(sequence)
         return sequence
 
-    def build(self, prompt_ids: Iterable[int], params: SamplingParams | None = None) -> Sequence:
+    def build(
+        self,
+        prompt_ids: Iterable[int],
+        params: SamplingParams | None = None,
+        *,
+        constraint: TokenConstraint | None = None,
+    ) -> Sequence:
         """Check a prompt and return its sequence without queueing it; safe while another thread is in `step`."""
         params = SamplingParams() if params is None else params
         ids = [int(token_id) for token_id in prompt_ids]
         self.check_request(ids, params)
+        if params.constraint is not None and constraint is None:
+            raise RequestError(
+                "params.constraint: the engine has no text to compile it with; ask an LLM, or give add() the"
+                " constraint that LLM.build_constraint(params) returns"
+            )
         return build_sequence(
             ids,
             params,
@@ -122,6 +143,7 @@ class Engine:
             n_ctx=self.n_ctx,
             block_size=BLOCK_SIZE,
             lora=self.adapters.chosen(params.lora),
+            constraint=constraint,
         )
 
     def enqueue(self, sequence: Sequence) -> None:
@@ -230,7 +252,7 @@ class Engine:
             state.n_cached += 1  # the guess was right, so its keys and values stay
         if guess:
             state.guesser.note(len(guess), len(outputs) - 1)
-        return outputs
+        return outputs + self.append_forced(sequence, now_s) if outputs else outputs
 
     def extend(self, sequence: Sequence, logits: F32, now_s: float) -> StepOutput:
         """Sample the next token of a sequence, append it, and end the sequence when it is the last."""
@@ -245,23 +267,47 @@ class Engine:
             mu=state.mus[n_output] if params.mirostat else 0.0,
         )
         try:
-            token_id = choose(logits, choice, state.steps)
+            token_id = choose(constrained(logits, state), choice, state.steps)
+            logprob = None if params.logprobs is None else compute_logprob(logits, token_id, params.logprobs)
+            if logprob is not None:
+                sequence.logprobs.append(logprob)
+            if params.mirostat:
+                # Kept by the number of the token, so that a choice that is repeated after an interrupt finds its own.
+                state.mus[n_output + 1 :] = [choice.mu]
+            return self.append(sequence, token_id, now_s, logprob)
         except Exception as error:
-            # The caller's function or bias is at fault: its own sequence ends, the neighbours go on.
-            sequence.error = error
-            self.end(sequence, "aborted")
-            return StepOutput(sequence, None, "aborted")
-        logprob = None if params.logprobs is None else compute_logprob(logits, token_id, params.logprobs)
-        if logprob is not None:
-            sequence.logprobs.append(logprob)
-        if params.mirostat:
-            # Kept by the number of the token, so that a choice that is repeated after an interrupt finds its own.
-            state.mus[n_output + 1 :] = [choice.mu]
+            return self.give_up(sequence, error)
+
+    def append_forced(self, sequence: Sequence, now_s: float) -> list[StepOutput]:
+        """Append the tokens that a constraint leaves no choice about; the next step encodes them together."""
+        constraint, outputs = sequence.state.constraint, list[StepOutput]()
+        if constraint is None or needs_logits(sequence.params):
+            return outputs
+        try:
+            while sequence.finish_reason is None and (token_id := only_token(constraint)) is not None:
+                outputs.append(self.append(sequence, token_id, now_s))
+        except Exception as error:
+            outputs.append(self.give_up(sequence, error))
+        return outputs
+
+    def append(
+        self, sequence: Sequence, token_id: int, now_s: float, logprob: TokenLogprob | None = None
+    ) -> StepOutput:
+        """Append a token, and end the sequence when it is the last."""
+        state, n_ids = sequence.state, sequence.n_ids
+        if state.constraint is not None and token_id not in state.stop_ids:
+            state.constraint.accept(token_id)
         state.ids[n_ids] = token_id
         sequence.output_ids.append(token_id)
         self.note_time(sequence, now_s)
         self.end_if_done(sequence)
         return StepOutput(sequence, token_id, sequence.finish_reason, logprob)
+
+    def give_up(self, sequence: Sequence, error: Exception) -> StepOutput:
+        """End a sequence whose function, bias or constraint is at fault; the neighbours go on."""
+        sequence.error = error
+        self.end(sequence, "aborted")
+        return StepOutput(sequence, None, "aborted")
 
     def note_time(self, sequence: Sequence, now_s: float) -> None:
         """Bring the timings of a sequence up to its newest token."""
@@ -272,8 +318,10 @@ class Engine:
         timings.decode_ms = (now_s - state.first_token_s) * 1e3
 
     def end_if_done(self, sequence: Sequence) -> None:
-        """End a sequence whose newest token is a stop id or fills its limit."""
-        if sequence.output_ids and sequence.output_ids[-1] in sequence.state.stop_ids:
+        """End a sequence whose newest token is a stop id, leaves nothing to follow, or fills its limit."""
+        state = sequence.state
+        is_stopped = bool(sequence.output_ids) and sequence.output_ids[-1] in state.stop_ids
+        if is_stopped or (state.constraint is not None and must_end(state.constraint)):
             self.end(sequence, "stop")
         elif sequence.n_ids >= sequence.state.max_ids:
             self.end(sequence, "length")
@@ -290,8 +338,34 @@ class Engine:
         self.scheduler.reset(self.unfinished.values())
         for sequence in list(self.unfinished.values()):
             del sequence.logprobs[len(sequence.output_ids) :]
+            restart_constraint(sequence)
             self.end_if_done(sequence)
         self.in_step = False
+
+
+def constrained(logits: F32, state: SequenceState) -> F32:
+    """Return logits with -inf for what the constraint of a sequence forbids."""
+    if state.constraint is None:
+        return logits
+    allowed = allowed_tokens(state.constraint, logits.size, state.stop_ids)
+    return np.where(allowed, logits, np.float32(-np.inf))
+
+
+def needs_logits(params: SamplingParams) -> bool:
+    """Return whether even a token without an alternative takes a pass: for its log-probability, or for the chance that
+    the parameters forbid it or remember it.
+    """
+    forbid = params.logit_bias or params.bad_words or params.suppress_token_ids or params.no_repeat_ngram_size
+    return bool(params.logprobs is not None or params.logits_function is not None or params.mirostat or forbid)
+
+
+def restart_constraint(sequence: Sequence) -> None:
+    """Bring the constraint to where the output is; an interrupt may have come between the two."""
+    state = sequence.state
+    if state.constraint_start is not None:
+        state.constraint = state.constraint_start.clone()
+        for token_id in sequence.output_ids:
+            state.constraint.accept(token_id)
 
 
 def check_finite(logits: F32) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from phlite.constrained import Constraint
 from phlite.engine.checks import (
     check_integer,
     check_number,
@@ -77,6 +78,8 @@ class SamplingParams:
     ignore_eos:        do not stop at the model's own end tokens
     prompt_lookup_num_tokens: most tokens that are guessed from prompt and output and checked in one pass: the ids are
                        the same, only the speed changes; 0: off
+    constraint:        what the text must be, such as `Constraint.json_schema(...)`; needs text, so the engine alone
+                       takes it as a TokenConstraint
     logprobs:          None: none; n >= 0: log-probability of each token and of the n most likely ones, of the model's
                        own distribution (before penalties, temperature and filters)
     lora:              name of an adapter -> scale of what it adds; {}: the bare model; None: the adapters that were
@@ -122,6 +125,7 @@ class SamplingParams:
     stop_token_ids: Iterable[int] = ()
     ignore_eos: bool = False
     prompt_lookup_num_tokens: int = MOST_GUESSED
+    constraint: Constraint | None = None
     logprobs: int | None = None
     lora: Mapping[str, float] | None = None
 
@@ -197,6 +201,11 @@ class SamplingParams:
         check_integer("logprobs", self.logprobs, low=0, optional=True)
         if self.logits_function is not None and not callable(self.logits_function):
             raise RequestError(f"logits_function: got {self.logits_function!r}, expected a callable or None")
+        if self.constraint is not None and not isinstance(self.constraint, Constraint):
+            raise RequestError(
+                f"constraint: got {type(self.constraint).__name__}, expected what Constraint.json_schema, .regex,"
+                " .choice or .grammar returns, or None"
+            )
         tidy = {
             "logit_bias": checked_logit_bias(self.logit_bias),
             "lora": checked_lora(self.lora),

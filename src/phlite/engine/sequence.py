@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phlite.engine.adapters import AdapterUse
+from phlite.engine.constraint import TokenConstraint
 from phlite.engine.lookup import Guesser
 from phlite.engine.params import SamplingParams
 from phlite.engine.sampling import Step, TokenLogprob, build_steps, first_mu
@@ -82,6 +83,8 @@ class SequenceState:
     mus:         with mirostat, its bound for each output id so far and for the next one
     lora:        the adapters it runs with, in the order of their names. Keys and values depend on them: whoever lets
                  sequences share cache blocks must compare this besides the ids
+    constraint:  what may follow its output, None: everything
+    constraint_start: that constraint before the first output id
     """
 
     stop_ids: frozenset[int]
@@ -93,6 +96,8 @@ class SequenceState:
     guesser: Guesser
     mus: list[float]
     lora: tuple[AdapterUse, ...] = ()
+    constraint: TokenConstraint | None = None
+    constraint_start: TokenConstraint | None = None
     n_blocks: int = 0
     n_cached: int = 0
     regime: int = 0
@@ -109,6 +114,7 @@ def build_sequence(
     n_ctx: int,
     block_size: int,
     lora: tuple[AdapterUse, ...] = (),
+    constraint: TokenConstraint | None = None,
 ) -> Sequence:
     """Return a sequence that has not begun; the caller has checked that the prompt is shorter than n_ctx."""
     n_prompt = len(prompt_ids)
@@ -129,5 +135,7 @@ def build_sequence(
         guesser=Guesser(params.prompt_lookup_num_tokens),
         mus=[first_mu(params)],
         lora=lora,
+        constraint=None if constraint is None else constraint.clone(),
+        constraint_start=constraint,
     )
     return Sequence(prompt_ids, params, seed, state=state)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from phlite.engine.constraint import TokenConstraint
 from phlite.engine.engine import Engine
 from phlite.engine.params import SamplingParams
 from phlite.engine.sequence import FinishReason, Sequence
@@ -39,6 +40,7 @@ class SharedEngine:
         prompt_ids: Iterable[int],
         params: SamplingParams | None = None,
         *,
+        constraint: TokenConstraint | None = None,
         on_progress: Callable[[], object] | None = None,
     ) -> Sequence:
         """Queue a prompt without waiting for a step to end.
@@ -48,7 +50,7 @@ class SharedEngine:
                      it is gone
         raises:      as Engine.add
         """
-        sequence = self.engine.build(prompt_ids, params)
+        sequence = self.engine.build(prompt_ids, params, constraint=constraint)
         with self.condition:
             self.arrivals.append(sequence)
             if on_progress is not None:

@@ -22,6 +22,7 @@ class Tokenizer(ABC):
     special_tokens: text to id of the control tokens, the ones that parse_special and templates produce
     adds_bos:       whether bos_id goes before a text unless the caller says otherwise
     chat_templates: name to Jinja source of the templates that the file brings; "default" is the usual one
+    strips_leading_space: whether decoding drops one space at the beginning of a text
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Tokenizer(ABC):
         self.stop_ids = stop_ids_by_text(special_tokens) | frozenset(stop_ids)
         self.adds_bos = adds_bos
         self.chat_templates = dict(chat_templates or {})
-        self._strips_leading_space = strips_leading_space
+        self.strips_leading_space = strips_leading_space
         self._unprinted = frozenset(special_tokens.values()) | self.stop_ids | frozenset(unprinted_ids)
         self._guard = SpecialTextGuard(special_tokens)
         self._bytes_of: dict[int, bytes] = {}
@@ -79,6 +80,17 @@ class Tokenizer(ABC):
             return [self._bos(), *ids]
         return ids
 
+    def encode_continuation(self, text: str) -> list[int]:
+        """Return the ids of a text that goes on in the middle of another one: no bos_id, no space before it.
+
+        raises: RequestError for a lone surrogate
+        """
+        if not self.strips_leading_space:
+            return self.encode(text, add_bos=False)
+        # Behind a line end no space is put; no piece of these vocabularies holds a line end and more.
+        head = self.encode("\n", add_bos=False)
+        return self.encode("\n" + text, add_bos=False)[len(head) :]
+
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Return the text of whole ids; bytes that are no UTF-8 become U+FFFD.
 
@@ -87,7 +99,7 @@ class Tokenizer(ABC):
         """
         of = self._printed_bytes if skip_special else self.token_bytes
         text = b"".join(map(of, ids)).decode("utf-8", "replace")
-        return text.removeprefix(" ") if self._strips_leading_space else text
+        return text.removeprefix(" ") if self.strips_leading_space else text
 
     def stream(self, *, stop: Sequence[str] = (), continues_text: bool = False) -> TextStream:
         """Return an incremental decoder for one generated sequence, which prints no special token.
@@ -96,7 +108,7 @@ class Tokenizer(ABC):
         continues_text: the sequence goes on in the middle of a text, so a leading space belongs to it
         raises:         RequestError for an empty stop string
         """
-        strips = self._strips_leading_space and not continues_text
+        strips = self.strips_leading_space and not continues_text
         return TextStream(self._printed_bytes, stop=stop, strips_leading_space=strips)
 
     def is_special(self, token_id: int) -> bool:

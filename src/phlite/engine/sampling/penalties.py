@@ -111,7 +111,10 @@ def call_logits_function(candidates: Candidates, choice: Choice) -> None:
     history = choice.ids.view()
     history.flags.writeable = False
     logits = candidates.change_logits()
+    is_forbidden = np.isneginf(logits)
     result = np.array(choice.params.logits_function(history, logits), dtype=np.float32)
     if result.shape != logits.shape:
         raise RequestError(f"logits_function: returned shape {result.shape}, expected {logits.shape} float32 logits")
+    # What a constraint, a bias or another step forbids, no function allows again.
+    result[is_forbidden] = -np.inf
     candidates.logits = result
