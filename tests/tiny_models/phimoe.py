@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -231,11 +231,13 @@ def phimoe_reference_logits(
     token_ids: Sequence[int],
     *,
     as_llama_cpp: bool = False,
+    round_activations: Callable[[F64, str], F64] = lambda x, name: x,
 ) -> F64:
     """Return float64[T, V], the logits after every token of one sequence, the whole sequence at once.
 
-    as_llama_cpp: with what llama.cpp's graph does otherwise: norms that do not subtract the mean, and weights of the
-                  two experts that are a softmax over all scores, renormalised to a sum of 1
+    as_llama_cpp:      with what llama.cpp's graph does otherwise: norms that do not subtract the mean, and weights of
+                       the two experts that are a softmax over all scores, renormalised to a sum of 1
+    round_activations: applied to the input of every matrix product and its tensor's name, see int8_activations
     """
     w = {name: values.astype(np.float64) for name, values in weights.items()}
     n_tokens, n_q, n_kv = len(token_ids), config["num_attention_heads"], config["num_key_value_heads"]
@@ -246,7 +248,7 @@ def phimoe_reference_logits(
 
     def product(x: F64, name: str) -> F64:
         bias = w.get(f"{name}.bias")
-        y = x @ w[f"{name}.weight"].T
+        y = round_activations(x, f"{name}.weight") @ w[f"{name}.weight"].T
         return y if bias is None else y + bias
 
     def norm(x: F64, name: str) -> F64:
