@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_models import Checkpoint, all_logits, greedy_ids, sequence_batch
+from tiny_models import Checkpoint, all_logits, greedy_ids, int8_activations, sequence_batch
 from tiny_models.phimoe import (
     PHIMOE_MEMBERS,
     fused_experts,
     phimoe_longrope,
     phimoe_reference_logits,
     random_phimoe_checkpoint,
+    read_phimoe_gguf,
     tiny_phimoe_config,
     write_phimoe_gguf,
 )
@@ -217,3 +218,29 @@ def test_llama_cpp_reads_the_file_and_departs_from_transformers_where_we_know(
     )
     assert relative_difference(got, as_llama_cpp) < 1e-5
     assert relative_difference(got, as_it_is) > 0.01  # if this fails, llama.cpp has been repaired: compare with it
+
+
+@pytest.mark.parametrize("file_type", ["MOSTLY_Q4_K_M", "MOSTLY_Q8_0", "MOSTLY_IQ4_XS"])
+def test_a_file_that_llama_cpp_quantised_equals_the_definition_of_its_weights(
+    file_type: str, llama_cpp_model: Any, tmp_path: Path, pool: ops.ThreadPool, random_ids: Any
+) -> None:
+    import ctypes
+
+    import llama_cpp
+
+    config = tiny_phimoe_config(intermediate_size=512)
+    checkpoint = random_phimoe_checkpoint(config, seed=16)
+    source, target = write_phimoe_gguf(tmp_path / "f32.gguf", checkpoint), tmp_path / "quantised.gguf"
+    options = llama_cpp.llama_model_quantize_default_params()
+    options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_{file_type}")
+    options.nthread = 1
+    assert llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(options)) == 0
+
+    quantised, ids = read_phimoe_gguf(target, checkpoint), random_ids(40, 512)
+    assert quantised.tensors["model.layers.0.block_sparse_moe.gate.weight"].type == "F32"
+    rounding = int8_activations(quantised.tensors)
+    expected = phimoe_reference_logits(config, quantised.weights, ids, round_activations=rounding)
+    got = all_logits(load_model(target, pool=pool), ids)
+    error = np.linalg.norm(got - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+    assert np.median(error) < 1e-5  # the rows in which no input fell on the other side of a rounding to int8
+    assert error.max() < 0.05

@@ -204,25 +204,43 @@ def write_phimoe_gguf(
 
 def gguf_tensors(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
     """The tensors of the file by their names in it, experts stacked."""
-    config, tensors = checkpoint.config, {}
+    stacks: dict[str, list[StoredTensor]] = {}
+    tensors: dict[str, StoredTensor] = {}
     for name, tensor in checkpoint.tensors.items():
-        module, kind = name.rsplit(".", 1)
-        layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module)
-        expert = re.fullmatch(r"(model\.layers\.(\d+)\.block_sparse_moe\.experts)\.(\d+)\.(w\d)", module)
-        if expert:
-            if expert[3] == "0":
-                stack = [
-                    checkpoint.tensors[f"{expert[1]}.{e}.{expert[4]}.weight"]
-                    for e in range(config["num_local_experts"])
-                ]
-                tensors[f"blk.{expert[2]}.{_PARTS[expert[4]]}_exps.weight"] = _stack(stack)
+        in_file, expert = _name_in_file(name)
+        if expert is None:
+            tensors[in_file] = tensor
         else:
-            tensors[f"blk.{layer[1]}.{_NAMES[layer[2]]}.{kind}" if layer else f"{_NAMES[module]}.{kind}"] = tensor
+            stacks.setdefault(in_file, []).append(tensor)
+    for name, matrices in stacks.items():
+        tensors[name] = _stack(matrices)
     for which in ("long", "short"):
-        if config.get("rope_scaling"):
-            values = np.array(config["rope_scaling"][f"{which}_factor"], np.float32)
+        if checkpoint.config.get("rope_scaling"):
+            values = np.array(checkpoint.config["rope_scaling"][f"{which}_factor"], np.float32)
             tensors[f"rope_factors_{which}.weight"] = StoredTensor("F32", values.view(np.uint8), values)
     return tensors
+
+
+def read_phimoe_gguf(path: Path, like: Checkpoint) -> Checkpoint:
+    """Return the checkpoint that a file holds, whoever wrote it, with the names and the config of another one."""
+    in_file = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    tensors: dict[str, StoredTensor] = {}
+    for name in like.tensors:
+        stored, expert = _name_in_file(name)
+        tensor = in_file[stored]
+        data = tensor.data if expert is None else tensor.data[expert]
+        values = gguf.quants.dequantize(data, tensor.tensor_type).astype(np.float32)
+        tensors[name] = StoredTensor(tensor.tensor_type.name, data.view(np.uint8), values)
+    return Checkpoint(like.config, tensors)
+
+
+def _name_in_file(name: str) -> tuple[str, int | None]:
+    """Return the name of the GGUF tensor that holds a tensor, and the expert's place if it is a stack of experts."""
+    module, kind = name.rsplit(".", 1)
+    if expert := re.fullmatch(r"model\.layers\.(\d+)\.block_sparse_moe\.experts\.(\d+)\.(w\d)", module):
+        return f"blk.{expert[1]}.{_PARTS[expert[3]]}_exps.weight", int(expert[2])
+    layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module)
+    return f"blk.{layer[1]}.{_NAMES[layer[2]]}.{kind}" if layer else f"{_NAMES[module]}.{kind}", None
 
 
 def phimoe_reference_logits(
