@@ -11,7 +11,7 @@ from phlite import ops
 from phlite.engine.params import SamplingParams
 from phlite.errors import ModelFileError, RequestError
 from phlite.gguf import FileType, Metadata, load_gguf
-from phlite.memory import available_memory_bytes, shortage
+from phlite.memory import available_memory_bytes
 from phlite.models.base import CausalLM
 from phlite.models.registry import build_checkpoint_model
 from phlite.packing import build_from_copy
@@ -47,7 +47,7 @@ class LoadedModel:
 def load_gguf_file(path: Path, *, pool: ops.ThreadPool, quant: str | None = None) -> LoadedModel:
     """Return the model in a GGUF file (the first part of a split one), with its own vocabulary.
 
-    A file that is larger than the free memory is loaded all the same, with a warning that names both sizes.
+    A file that is larger than the free memory runs from a packed copy on disk, with a warning that names both sizes.
 
     raises: ModelFileError, UnsupportedModelError; RequestError for a quant, which only checkpoints can have
     """
@@ -59,9 +59,6 @@ def load_gguf_file(path: Path, *, pool: ops.ThreadPool, quant: str | None = None
             "smaller one"
         )
     file = load_gguf(path)
-    short = shortage(file.n_bytes, available_memory_bytes(), in_place=False)
-    if short is not None:
-        logger.warning("%s: %s", path, short)
     default_params = recommended_params(file.metadata)
     tokenizer = build_tokenizer(file.metadata, source=str(path))
     model = build_from_copy(file, pool=pool)

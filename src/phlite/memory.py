@@ -20,23 +20,17 @@ def available_memory_bytes() -> int | None:
     return min(known) if known else None
 
 
-def shortage(weight_bytes: int, available_bytes: int | None, *, in_place: bool) -> str | None:
-    """Return what is wrong, with the sizes, where weights do not fit into the free memory; None where they do.
+def shortage(weight_bytes: int, available_bytes: int | None, *, share: float) -> str | None:
+    """Return a warning that names the sizes where weights want more than a share of the free memory; else None.
 
-    weight_bytes:    of the model
     available_bytes: free memory; None: unknown, nothing is said
-    in_place:        the weights are used where a file is mapped, so the system may drop them; else they are copied
     """
-    if available_bytes is None or weight_bytes <= available_bytes:
+    if available_bytes is None or weight_bytes <= available_bytes * share:
         return None
-    what_follows = (
-        "those that do not fit are read from the disk again whenever they are needed, which is slow"
-        if in_place
-        else "the system may begin to swap, or end this program"
-    )
     return (
-        f"the weights take {weight_bytes / 1e9:.2f} GB and {available_bytes / 1e9:.2f} GB of memory are free: "
-        f"{what_follows}; a smaller quantisation of the model would fit better"
+        f"{weight_bytes / 1e9:.2f} GB of weights and {available_bytes / 1e9:.2f} GB of free memory: they run from a "
+        "packed copy on disk, and what does not fit is read again whenever it is needed, which is slow; a smaller "
+        "quantisation of the model would fit better"
     )
 
 

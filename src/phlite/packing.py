@@ -7,7 +7,7 @@ from pathlib import Path
 
 from phlite import ops
 from phlite.gguf import GGUFFile, load_gguf
-from phlite.memory import available_memory_bytes
+from phlite.memory import available_memory_bytes, shortage
 from phlite.models.base import CausalLM
 from phlite.models.registry import build_model
 from phlite.tiles import StoredTiles, TileWriter, identity_of, tiles_path
@@ -28,15 +28,9 @@ def build_from_copy(file: GGUFFile, *, pool: ops.ThreadPool) -> CausalLM:
     raises: as models.registry.build_model; RequestError where the disk has no room for a copy that must be made
     """
     stored = packed_copy(file)
-    available_bytes = available_memory_bytes()
-    if available_bytes is not None and file.n_bytes > available_bytes * SHARE_FOR_WEIGHTS:
-        logger.warning(
-            "%s: %.2f GB of weights and %.2f GB of free memory: they run from the packed copy on disk, and what does "
-            "not fit is read again for each token",
-            file.metadata.source,
-            file.n_bytes / 1e9,
-            available_bytes / 1e9,
-        )
+    short = shortage(file.n_bytes, available_memory_bytes(), share=SHARE_FOR_WEIGHTS)
+    if short is not None:
+        logger.warning("%s: %s", file.metadata.source, short)
         if stored is None:
             return write_tiles(file, pool=pool)
     return build_model(file, pool=pool, tiles=stored)

@@ -45,15 +45,6 @@ def test_the_context_and_the_threads_are_logged_once(path, caplog):
     assert llm.n_ctx == 300
 
 
-def test_a_model_larger_than_the_free_memory_is_loaded_with_a_warning_that_names_the_sizes(path, caplog, monkeypatch):
-    monkeypatch.setattr("phlite.loading.available_memory_bytes", lambda: 10_000)
-    llm = phlite.load(path, threads=1, n_ctx=64)
-    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning.startswith(path)
-    assert "GB and 0.00 GB of memory are free" in warning
-    assert llm.generate("Hello", max_tokens=2).completion_tokens > 0
-
-
 def test_the_default_context_is_the_models(path):
     assert phlite.load(path, threads=1).n_ctx == 512
 

