@@ -20,7 +20,7 @@ import numpy as np
 
 from phlite import __version__
 from phlite.cli.machine import cpu_model, peak_rss_bytes
-from phlite.cli.parser import Parser, integer, integers
+from phlite.cli.parser import Parser, integer, integers, scaled_path
 from phlite.engine.params import SamplingParams
 from phlite.errors import RequestError
 from phlite.hub import fetch, format_bytes
@@ -64,6 +64,7 @@ def add_arguments(parser: Parser) -> None:
     add("-t", "--threads", type=integers(1), default=[], metavar="N,...", help="threads (one per physical core)")
     add("-r", "--repeat", type=integer(1), default=5, metavar="N", help="measurements of each test (5)")
     add("--kv-type", choices=["f16", "q8_0", "f32"], default="f16", help="precision of the attention cache (f16)")
+    add("--lora", action="append", default=[], type=scaled_path, metavar="PATH[=SCALE]", help="a LoRA adapter")
     add("--json", action="store_true", help="one JSON object per test and line, instead of the table")
 
 
@@ -89,7 +90,7 @@ def _measure_all(options: argparse.Namespace, threads: int | None, tests: list[T
     from phlite.ops import isa_name, physical_core_count
 
     n_ctx = max(test.n_ctx for test in tests)
-    llm = LLM.load(options.name, n_ctx=n_ctx, threads=threads, kv_type=options.kv_type)
+    llm = LLM.load(options.name, n_ctx=n_ctx, threads=threads, kv_type=options.kv_type, lora=dict(options.lora))
     n_threads = threads or physical_core_count()
     for test in tests:
         samples = [_tokens_per_s(llm.engine, test) for _ in range(options.repeat + 1)][1:]
@@ -106,6 +107,7 @@ def _measure_all(options: argparse.Namespace, threads: int | None, tests: list[T
                 "load_s": round(llm.load_ms / 1e3, 4),
                 "peak_rss_bytes": peak_rss_bytes(),
                 "model": options.name,
+                "lora": dict(options.lora),
                 "model_bytes": model_bytes,
                 "cpu": cpu_model(),
                 "phlite_version": __version__,
