@@ -47,6 +47,12 @@ def test_perplexity_takes_adapters(phlite: Phlite, endless_model: Path, tmp_path
     assert (bare["lora"], styled["lora"]) == ({}, {str(adapter): 0.5})
 
 
+def test_bench_measures_with_adapters(phlite: Phlite, endless_model: Path, tmp_path: Path, pairs) -> None:
+    adapter = write_gguf_lora(tmp_path / "style.gguf", pairs)
+    result = phlite("bench", endless_model, "-p", "4", "-n", "2", "-r", "1", "--json", "--lora", adapter)
+    assert [json.loads(line)["lora"] for line in result.stdout.splitlines()] == [{str(adapter): 1.0}] * 2
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [("nothing-here", "nothing-here: no such file or folder"), ("x=big", "got 'big', expected a number")],

@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 from tiny_models import all_logits, random_checkpoint, tiny_config, write_gguf
 from tiny_models.lora import merged, random_lora, write_gguf_lora, write_peft
+from tiny_models.phi3small import random_phi3small_checkpoint, tiny_phi3small_config, write_phi3small_folder
 from tiny_models.phimoe import random_phimoe_checkpoint, tiny_phimoe_config, write_phimoe_gguf
 
+from phlite import ops
+from phlite.checkpoint import load_checkpoint
+from phlite.convert import convert_checkpoint
 from phlite.engine import Engine, SamplingParams
+from phlite.engine.adapters import AdapterUse
 from phlite.errors import RequestError
 from phlite.llm import LLM
+from phlite.models.lora import load_adapter
+from phlite.models.registry import build_checkpoint_model, load_model
 
 ALL = ("qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head")
 CONFIG = tiny_config(num_key_value_heads=2)
@@ -247,3 +254,26 @@ def test_attention_of_a_mixture_of_experts_takes_adapters(tmp_path):
         for i, (one, lora) in enumerate([(checkpoint, folder), (merged(checkpoint, (pairs, 2.0)), None)])
     )
     assert_close(logits_of(llm, ids=IDS[:40]), logits_of(expected, ids=IDS[:40]))
+
+
+@pytest.mark.parametrize("form", ["folder", "gguf"])
+def test_phi_3_small_takes_adapters(tmp_path, form):
+    """Its checkpoint's rows of q, k and v lie in another order than the product's, and than a GGUF file's."""
+    checkpoint = random_phi3small_checkpoint(tiny_phi3small_config(), seed=6)
+    pairs = random_lora(checkpoint, ["query_key_value", "dense", "up_proj", "down_proj"])
+    folder = write_peft(tmp_path / "style", pairs)
+    pool = ops.ThreadPool(2)
+
+    def build(one, name):
+        path = write_phi3small_folder(tmp_path / name, one)
+        with load_checkpoint(path) as opened:
+            if form == "folder":
+                return build_checkpoint_model(opened, pool=pool)
+            convert_checkpoint(opened, tmp_path / f"{name}.gguf")
+        return load_model(tmp_path / f"{name}.gguf", pool=pool)
+
+    model, ids = build(checkpoint, "base"), [token_id % 384 for token_id in IDS[:70]]
+    adapter = load_adapter(folder, model, name="style")
+    got = all_logits(model, ids, lora=[AdapterUse(adapter, 1.0)])
+    expected = all_logits(build(merged(checkpoint, (pairs, 2.0)), "merged"), ids)
+    assert_close(got[:, np.isfinite(expected[0])], expected[:, np.isfinite(expected[0])])

@@ -26,10 +26,11 @@ from phlite.layers.attention import CachedAttention
 from phlite.layers.embedding import Embedding
 from phlite.layers.kv_cache import build_kv_cache, kv_bytes_per_token
 from phlite.layers.linear import Linear, build_linear
+from phlite.layers.lora import Product, RowAdapters, product_parts, take_rows
 from phlite.layers.norm import LayerNorm, Normed
 from phlite.layers.rope import RotaryEmbedding
 from phlite.layers.weights import Weights
-from phlite.models.base import Batch, check_batch
+from phlite.models.base import Batch, LoraTargets, check_batch
 from phlite.models.phi3small_config import GGUF_NAMES, Phi3SmallConfig, is_idle_tensor, qkv_row_order
 from phlite.tiles import TileSource
 
@@ -62,10 +63,18 @@ class Attention:
             pool=pool,
         )
 
-    def __call__(self, h: Normed, x: F32, step: ops.AttentionBatch, cache: ops.KVCache, rows: I32 | None = None) -> F32:
+    def __call__(
+        self,
+        h: Normed,
+        x: F32,
+        step: ops.AttentionBatch,
+        cache: ops.KVCache,
+        rows: I32 | None = None,
+        lora: RowAdapters | None = None,
+    ) -> F32:
         """Return x + W_dense attention(W_qkv h), float32[T, E]; with rows int32[R], these rows of it."""
-        a = self.attend(self.query_key_value(h), cache, step)
-        return self.dense(a, residual=x if rows is None else x[rows], rows=rows)
+        a = self.attend(self.query_key_value(h, lora=lora), cache, step)
+        return self.dense(a, residual=x if rows is None else x[rows], rows=rows, lora=lora)
 
 
 class MLP:
@@ -90,9 +99,9 @@ class MLP:
             pool=pool,
         )
 
-    def __call__(self, h: Normed, x: F32) -> F32:
+    def __call__(self, h: Normed, x: F32, lora: RowAdapters | None = None) -> F32:
         """Return x + W_down gegelu(W_up h), float32[T, E]."""
-        return self.down_proj(self.up_proj(h), residual=x)
+        return self.down_proj(self.up_proj(h, lora=lora), residual=x, lora=lora)
 
 
 class DecoderLayer:
@@ -105,10 +114,17 @@ class DecoderLayer:
         self.post_attention_layernorm = _layer_norm(weights, f"{prefix}.post_attention_layernorm", config)
         self.mlp = MLP(config, weights, layer_idx, pool)
 
-    def __call__(self, x: F32, step: ops.AttentionBatch, cache: ops.KVCache, rows: I32 | None = None) -> F32:
+    def __call__(
+        self,
+        x: F32,
+        step: ops.AttentionBatch,
+        cache: ops.KVCache,
+        rows: I32 | None = None,
+        lora: RowAdapters | None = None,
+    ) -> F32:
         """Return float32[T, E]; with rows int32[R], these rows of it."""
-        x = self.self_attn(self.input_layernorm(x), x, step, cache, rows)
-        return self.mlp(self.post_attention_layernorm(x), x)
+        x = self.self_attn(self.input_layernorm(x), x, step, cache, rows, lora)
+        return self.mlp(self.post_attention_layernorm(x), x, take_rows(lora, rows))
 
 
 class Phi3SmallModel:
@@ -121,13 +137,20 @@ class Phi3SmallModel:
         self.layers = [DecoderLayer(config, weights, i, pool) for i in range(config.num_hidden_layers)]
         self.final_layernorm = _layer_norm(weights, "model.final_layernorm", config)
 
-    def __call__(self, token_ids: I32, step: ops.AttentionBatch, cache: ops.KVCache, rows: I32) -> Normed:
+    def __call__(
+        self,
+        token_ids: I32,
+        step: ops.AttentionBatch,
+        cache: ops.KVCache,
+        rows: I32,
+        lora: RowAdapters | None = None,
+    ) -> Normed:
         """Return the normed hidden states of the wanted rows int32[R], float32[R, E]."""
         x = self.embed_tokens(token_ids) * self.multiplier
         for layer in self.layers[:-1]:
-            x = layer(x, step, cache)
+            x = layer(x, step, cache, lora=lora)
         # After the last layer wrote its keys and values, the other rows have nothing more to give.
-        x = self.layers[-1](x, step, cache, rows)
+        x = self.layers[-1](x, step, cache, rows, lora)
         return self.final_layernorm(x)
 
 
@@ -207,10 +230,26 @@ class Phi3SmallForCausalLM:
             block_tables=batch.block_tables,
             cos_sin=self.rotary_emb.cos_sin(batch.positions, batch.seq_starts, batch.seq_lens),
         )
-        logits = self.lm_head(self.model(batch.token_ids, step, cache, batch.logit_rows))
+        h = self.model(batch.token_ids, step, cache, batch.logit_rows, batch.lora)
+        logits = self.lm_head(h, lora=take_rows(batch.lora, batch.logit_rows))
         logits /= np.float32(self.config.mup_width_multiplier)
         logits[:, self.masked_token_ids] = -np.inf
         return logits
+
+    def lora_targets(self) -> LoraTargets:
+        """Return the products that adapters may change; see `base.Adaptable`."""
+        # The checkpoint has q, k and v group by group, the product all q, then all k, then all v.
+        hf_rows = np.argsort(qkv_row_order(self.config)).astype(np.int32)
+        products: dict[str, Product] = {}
+        for i, layer in enumerate(self.model.layers):
+            attention, mlp = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
+            qkv = layer.self_attn.query_key_value
+            products |= product_parts(qkv, attention, "query_key_value", hf_rows=hf_rows)
+            products |= product_parts(layer.self_attn.dense, attention, "dense")
+            products |= product_parts(layer.mlp.up_proj, mlp, "up_proj")
+            products |= product_parts(layer.mlp.down_proj, mlp, "down_proj")
+        products |= product_parts(self.lm_head, "", "lm_head")
+        return LoraTargets("phi3small", GGUF_NAMES, products)
 
 
 def _layer_norm(weights: Weights, name: str, config: Phi3SmallConfig) -> LayerNorm:
@@ -231,4 +270,4 @@ def _build_qkv(weights: Weights, name: str, config: Phi3SmallConfig, pool: ops.T
     data, heads = tensor.data.reshape(n_rows, -1), order[::head_dim].tolist()
     parts = [(data[row : row + head_dim].reshape(-1), tensor.type, head_dim) for row in heads]
     packed = ops.pack_matrix(parts, n_cols, pool=pool, release_source=weights.mapped)
-    return Linear(packed, pool, bias[order])
+    return Linear(packed, pool, bias[order], name)
