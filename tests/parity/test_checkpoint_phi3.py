@@ -8,10 +8,20 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from tiny_models import MEMBERS, all_logits, greedy_ids, random_checkpoint, write_hf_folder
+from tiny_models import (
+    MEMBERS,
+    StoredTensor,
+    all_logits,
+    greedy_ids,
+    int8_activations,
+    random_checkpoint,
+    reference_logits,
+    write_hf_folder,
+)
 
 from phlite.checkpoint import load_checkpoint
 from phlite.convert import convert_checkpoint
+from phlite.convert.on_load import converted_checkpoint
 from phlite.gguf import FileType, load_gguf
 from phlite.models.registry import build_checkpoint_model, load_model
 
@@ -83,6 +93,36 @@ def test_weights_of_half_precision_are_used_as_they_are(kind, transformers_model
     np.testing.assert_array_equal(
         all_logits(load_model(tmp_path / "tiny.gguf", pool=pool), ids), all_logits(model, ids)
     )
+
+
+@pytest.mark.parametrize("file_type", [FileType.Q8_0, FileType.Q4_K_M, FileType.IQ4_XS])
+def test_llama_cpp_agrees_on_a_file_quantised_by_the_converter(file_type, llama_cpp_model, random_ids, pool, tmp_path):
+    """Both round the inputs of products to int8 in ways of their own: that error decides how far they may be apart."""
+    config = {**MEMBERS["phi-4-mini"], "hidden_size": 768, "num_attention_heads": 6, "num_key_value_heads": 2}
+    folder = write_hf_folder(tmp_path / "model", random_checkpoint(config, "BF16", seed=24))
+    with load_checkpoint(folder) as checkpoint:
+        path = convert_checkpoint(checkpoint, tmp_path / "tiny.gguf", file_type=file_type, pool=pool)
+        quantised = converted_checkpoint(checkpoint, file_type, pool=pool)
+        tensors = {name: stored_tensor(quantised.tensors[name]) for name in quantised.tensors}
+    model, llama, ids = load_model(path, pool=pool), llama_cpp_model(path, 256), random_ids(64, 512)
+    llama.reset()
+    llama.eval(ids)
+    got, expected = all_logits(model, ids), np.array(llama.scores[: len(ids)])
+    llama.close()
+
+    weights = {name: tensor.values for name, tensor in tensors.items()}
+    exact = reference_logits(config, weights, ids)
+    rounded = reference_logits(config, weights, ids, round_activations=int8_activations(tensors))
+    error = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
+    assert np.linalg.norm(got - exact) / np.linalg.norm(exact) < 1.25 * error
+    assert np.linalg.norm(got - expected) / np.linalg.norm(expected) < 2 * error
+
+
+def stored_tensor(tensor) -> StoredTensor:
+    kind = gguf.GGMLQuantizationType[tensor.type.name]
+    row_bytes = tensor.data.nbytes // int(np.prod(tensor.shape[:-1], initial=1))
+    values = gguf.quants.dequantize(tensor.data.reshape(-1, row_bytes), kind).reshape(tensor.shape)
+    return StoredTensor(tensor.type.name, tensor.data, values)
 
 
 def oracle_config(folder: Path) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from phlite.convert.vocabulary import vocabulary_fields
 from phlite.gguf import GGUFWriter, ValueType, load_gguf
-from phlite.tokenizer import build_tokenizer
+from phlite.tokenizer import build_tokenizer, load_tokenizer
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
 
@@ -93,3 +94,21 @@ def test_byte_level_ids_equal_llama_cpps(pre: str, tmp_path: Path) -> None:
     oracle, tokenizer = llama_cpp_encode(path), build_tokenizer(load_gguf(path).metadata)
     for text in random_texts(random.Random(2), 1000):
         assert tokenizer.encode(text, parse_special=True, add_bos=False) == oracle(text), text
+
+
+@pytest.mark.parametrize(
+    ("name", "n_rows"), [("phi-3-mini", 32064), ("phi-3-mini-april-2024", 32064), ("phi-2", 51200)]
+)
+def test_llama_cpp_reads_a_converted_vocabulary_as_the_folders_own_tokenizer(
+    name: str, n_rows: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "vocab.gguf"
+    with GGUFWriter(path) as writer:
+        # llama.cpp decides by the name whether markers strip; the key that says it is ours alone.
+        writer.add("general.name", "Phi-3 mini" if name == "phi-3-mini" else "Phi")
+        writer.add("general.architecture", "phi2" if name == "phi-2" else "phi3")
+        for key, (value, value_type) in vocabulary_fields(data(name), n_rows).items():
+            writer.add(key, value, value_type)
+    theirs, ours = llama_cpp_encode(path), load_tokenizer(data(name))
+    for text in random_texts(random.Random(7), 300):
+        assert theirs(text) == ours.encode(text, parse_special=True, add_bos=False), text

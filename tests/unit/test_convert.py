@@ -20,6 +20,8 @@ from tiny_models import (
     write_hf_folder,
     write_safetensors,
 )
+from tiny_models.phi import PHI_MEMBERS, random_phi_checkpoint
+from tiny_models.phimoe import PHIMOE_MEMBERS, random_phimoe_checkpoint
 
 from phlite import ops
 from phlite.checkpoint import load_checkpoint
@@ -48,12 +50,20 @@ def convert(folder: Path, path: Path, file_type: FileType | None = None, **optio
         return convert_checkpoint(checkpoint, path, file_type=file_type, **options)
 
 
-@pytest.mark.parametrize("member", MEMBERS)
-@pytest.mark.parametrize("file_type", [None, FileType.Q8_0, FileType.Q4_K_M, FileType.IQ4_XS])
+CHECKPOINTS = {
+    **{name: (random_checkpoint, config) for name, config in MEMBERS.items()},
+    "phi-2": (random_phi_checkpoint, PHI_MEMBERS["phi-2"]),
+    "phi-3.5-moe": (random_phimoe_checkpoint, PHIMOE_MEMBERS["phi-3.5-moe"]),
+}
+
+
+@pytest.mark.parametrize("member", CHECKPOINTS)
+@pytest.mark.parametrize("file_type", [None, FileType.Q4_K_M])
 def test_a_converted_file_and_a_folder_quantised_on_load_give_the_same_bits(
     tmp_path: Path, pool: ops.ThreadPool, member: str, file_type: FileType | None
 ) -> None:
-    folder = write(tmp_path, random_checkpoint(MEMBERS[member], "BF16", seed=31), n_shards=2)
+    build, config = CHECKPOINTS[member]
+    folder = write(tmp_path, build(config, "BF16", seed=31), n_shards=2)
     file_model = load_model(convert(folder, tmp_path / "m.gguf", file_type, pool=pool), pool=pool)
     with load_checkpoint(folder) as checkpoint:
         loaded = checkpoint if file_type is None else converted_checkpoint(checkpoint, file_type, pool=pool)
@@ -241,6 +251,28 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert (tmp_path / "m.gguf").stat().st_size > 20 * largest
     assert peak < 8 * largest
+
+
+@pytest.mark.parametrize("member", ["mini-4k", "phi-2", "phi-3.5-moe"])
+def test_quantising_on_load_has_one_tensor_beside_the_packed_ones(
+    tmp_path: Path, pool: ops.ThreadPool, member: str
+) -> None:
+    build, config = CHECKPOINTS[member]
+    folder = write(tmp_path, build({**config, "num_hidden_layers": 12, "vocab_size": 512}, "BF16"))
+
+    def load() -> int:
+        tracemalloc.start()
+        with load_checkpoint(folder) as checkpoint:
+            build_checkpoint_model(converted_checkpoint(checkpoint, FileType.F16, pool=pool), pool=pool)
+            largest = max(tensor.data.nbytes for tensor in checkpoint.tensors.values())
+            total = checkpoint.n_bytes
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert total > 16 * largest
+        return peak // largest
+
+    load()  # imports and caches
+    assert load() < 6  # packed matrices are not Python's; the embedding and the tensor at hand are
 
 
 def test_a_tensor_without_a_place_is_refused(tmp_path: Path) -> None:
