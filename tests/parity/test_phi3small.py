@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from tiny_models import all_logits, greedy_ids
 from tiny_models.checkpoint import Checkpoint
+from tiny_models.hf_folder import stored
 from tiny_models.phi3small import random_phi3small_checkpoint, tiny_phi3small_config, write_phi3small_folder
 
+from phlite import ops
 from phlite.checkpoint import load_checkpoint
 from phlite.convert import convert_checkpoint
+from phlite.convert.on_load import converted_checkpoint
 from phlite.gguf import FileType, load_gguf
 from phlite.models.registry import build_checkpoint_model, load_model
 
@@ -196,3 +199,23 @@ def test_an_output_matrix_that_equals_the_embedding_is_accepted(load, random_ids
     )
     ids = random_ids(20, 384)
     np.testing.assert_array_equal(all_logits(load(with_output), ids), all_logits(load(checkpoint), ids))
+
+
+@pytest.mark.parametrize("file_type", ["Q8_0", "Q4_K_M", "IQ4_NL"])
+def test_quantised_weights_give_the_logits_of_their_values(definition, tmp_path, pool, random_ids, file_type):
+    """The weights' values are exact; inputs of products are rounded to int8, which moves the logits by 1 to 5 %."""
+    config = tiny_phi3small_config(**NARROW, hidden_size=256)
+    folder = write_phi3small_folder(tmp_path / "model", random_phi3small_checkpoint(config, seed=37))
+    with load_checkpoint(folder) as opened:
+        path = convert_checkpoint(opened, tmp_path / "tiny.gguf", file_type=FileType[file_type], pool=pool)
+        quantised = converted_checkpoint(opened, FileType[file_type], pool=pool).tensors
+        values = {
+            name: stored(ops.dequantize(t.data, t.type, t.shape).reshape(t.shape)) for name, t in quantised.items()
+        }
+    ids = random_ids(300, 384)
+    got = all_logits(load_model(path, pool=pool), ids)
+    expected = definition(Checkpoint(config, values)).logits(ids).numpy()
+    difference = np.linalg.norm(got - expected, axis=-1) / np.linalg.norm(expected, axis=-1)
+    assert np.median(difference) < 0.05
+    unquantised = definition(random_phi3small_checkpoint(config, seed=37)).logits(ids).numpy()
+    assert np.linalg.norm(got - expected) < np.linalg.norm(got - unquantised)

@@ -21,7 +21,7 @@ from phlite.errors import ModelFileError, UnsupportedModelError
 from phlite.gguf import FileType, GGUFWriter, ValueType, load_gguf
 from phlite.models.base import Batch
 from phlite.models.phi3small import Phi3SmallConfig, Phi3SmallForCausalLM
-from phlite.models.phi3small_config import qkv_row_order
+from phlite.models.phi3small_tensors import qkv_row_order
 from phlite.models.registry import build_checkpoint_model, build_model, load_model
 from phlite.packing import packed_copy, remove_packed_copy, write_packed_copy
 

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from phlite.checkpoint import Checkpoint
 from phlite.convert.plan import Conversion, Field, Planner, f32, u32
 from phlite.gguf import ValueType
-from phlite.models.phi3small_config import Phi3SmallConfig, is_idle_tensor, qkv_row_order
+from phlite.models.phi3small_config import Phi3SmallConfig
+from phlite.models.phi3small_tensors import check_tied, is_idle_tensor, qkv_row_order
 
 __all__ = ["plan_phi3small"]
 
@@ -37,7 +38,7 @@ def plan_phi3small(checkpoint: Checkpoint) -> Conversion:
     if not config.tie_word_embeddings:
         planner.matrix("output.weight", {"lm_head.weight": n_vocab}, n_cols=n_hidden)
     elif "lm_head.weight" in planner:
-        config.check_tied(planner.weights)
+        check_tied(planner.weights, config)
     if config.rope_long_factor is not None and config.rope_short_factor is not None:
         planner.values("rope_factors_long.weight", config.rope_long_factor)
         planner.values("rope_factors_short.weight", config.rope_short_factor)

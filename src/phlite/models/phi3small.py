@@ -31,7 +31,8 @@ from phlite.layers.norm import LayerNorm, Normed
 from phlite.layers.rope import RotaryEmbedding
 from phlite.layers.weights import Weights
 from phlite.models.base import Batch, LoraTargets, check_batch
-from phlite.models.phi3small_config import GGUF_NAMES, Phi3SmallConfig, is_idle_tensor, qkv_row_order
+from phlite.models.phi3small_config import Phi3SmallConfig
+from phlite.models.phi3small_tensors import GGUF_NAMES, check_tied, is_idle_tensor, qkv_row_order
 from phlite.tiles import TileSource
 
 __all__ = ["MLP", "Attention", "DecoderLayer", "Phi3SmallConfig", "Phi3SmallForCausalLM", "Phi3SmallModel"]
@@ -161,7 +162,7 @@ class Phi3SmallForCausalLM:
         self.config = config
         self.model = Phi3SmallModel(config, weights, pool)
         if config.tie_word_embeddings and "lm_head.weight" in weights:
-            config.check_tied(weights)
+            check_tied(weights, config)
         output = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
         self.lm_head: Linear = build_linear(weights, {output: config.vocab_size}, n_cols=config.hidden_size, pool=pool)
         self.masked_token_ids = np.array(config.masked_token_ids, np.int64)

@@ -8,9 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from phlite import ops
 from phlite.errors import ModelFileError, UnsupportedModelError
 from phlite.gguf import Metadata, quoted
@@ -20,27 +17,6 @@ from phlite.models.hf_config import INERT_KEYS, HFConfig
 from phlite.ops.attention import BLOCK_POSITIONS
 
 MAX_POSITIONS = 2**31 - 1
-
-GGUF_NAMES = {
-    **{
-        f"{module}.{kind}": f"{name}.{kind}"
-        for module, name in {
-            "model.embed_tokens": "token_embd",
-            "model.layers.*.input_layernorm": "blk.*.attn_norm",
-            "model.layers.*.self_attn.query_key_value": "blk.*.attn_qkv",
-            "model.layers.*.self_attn.dense": "blk.*.attn_output",
-            "model.layers.*.post_attention_layernorm": "blk.*.ffn_norm",
-            "model.layers.*.mlp.up_proj": "blk.*.ffn_up",
-            "model.layers.*.mlp.down_proj": "blk.*.ffn_down",
-            "model.final_layernorm": "output_norm",
-            "lm_head": "output",
-        }.items()
-        for kind in ("weight", "bias")
-    },
-    "rope.short_factor": "rope_factors_short.weight",
-    "rope.long_factor": "rope_factors_long.weight",
-}
-"""Tensor of the checkpoint -> tensor of a GGUF file."""
 
 DUMMY_TOKEN_IDS = (100256, 100258, 100259, 100260, 100264, 100265, *range(100267, 100352))
 """Rows of the vocabulary that the model never means: <|fim_*|>, <|endofprompt|>, padding. Not in config.json.
@@ -100,18 +76,6 @@ class Phi3SmallConfig:
     masked_token_ids: tuple[int, ...] = ()
     tie_word_embeddings: bool = True
     qkv_grouped: bool = False
-
-    def check_tied(self, weights: Weights) -> None:
-        """Raise ModelFileError unless a stored output matrix is the embedding, as a config that ties them says."""
-        embedding, output = (
-            weights.matrix(name, n_rows=self.vocab_size, n_cols=self.hidden_size)
-            for name in ("model.embed_tokens.weight", "lm_head.weight")
-        )
-        if output.type != embedding.type or not np.array_equal(output.data, embedding.data):
-            raise ModelFileError(
-                f"{weights.source}: tensor {output.name!r} differs from {embedding.name!r}, but the config ties them; "
-                "expected equal ones, or tie_word_embeddings false"
-            )
 
     def is_dense(self, layer_idx: int) -> bool:
         """Whether every head of the layer sees all earlier keys."""
@@ -267,21 +231,6 @@ class Phi3SmallConfig:
             )
         _check(config, source)
         return config
-
-
-def qkv_row_order(config: Phi3SmallConfig) -> NDArray[np.int64]:
-    """Return int64[rows]: the checkpoint's rows of query_key_value in the order all queries, all keys, all values.
-
-    The checkpoint has for each key/value head its group's queries, then its key, then its value.
-    """
-    n_groups, n_per_group = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads
-    rows = np.arange((n_per_group + 2) * n_groups * config.head_dim).reshape(n_groups, n_per_group + 2, -1)
-    return np.concatenate([rows[:, :-2].reshape(-1), rows[:, -2].reshape(-1), rows[:, -1].reshape(-1)])
-
-
-def is_idle_tensor(name: str) -> bool:
-    """Whether a checkpoint's tensor is a table that the config gives too."""
-    return name.endswith(".self_attn.rotary_emb.inv_freq")
 
 
 @dataclass(frozen=True, slots=True)
