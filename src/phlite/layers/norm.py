@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from phlite.layers.weights import Weights
+
 F32 = NDArray[np.float32]
 
 
@@ -50,3 +52,8 @@ class LayerNorm:
     def __call__(self, x: F32) -> Normed:
         """Return the norm of the rows of x, float32[T, E]."""
         return Normed(x, self.weight, self.eps, self.bias)
+
+
+def build_layer_norm(weights: Weights, name: str, size: int, eps: float) -> LayerNorm:
+    """Return the LayerNorm of the vectors `name`.weight and `name`.bias of a checkpoint, float32[size] each."""
+    return LayerNorm(weights.vector(f"{name}.weight", size), weights.vector(f"{name}.bias", size), eps)

@@ -21,13 +21,13 @@ from phlite.checkpoint import Checkpoint
 from phlite.gguf import GGUFFile
 from phlite.layers.attention import CachedAttention
 from phlite.layers.embedding import Embedding
-from phlite.layers.kv_cache import build_kv_cache, kv_bytes_per_token
 from phlite.layers.linear import Linear, build_linear
 from phlite.layers.lora import Product, RowAdapters, product_parts, take_rows
-from phlite.layers.norm import LayerNorm, Normed
+from phlite.layers.norm import Normed, build_layer_norm
 from phlite.layers.rope import RotaryEmbedding
 from phlite.layers.weights import Weights
-from phlite.models.base import Batch, LoraTargets, check_batch
+from phlite.models.base import Batch, LoraTargets
+from phlite.models.decoder import RotaryDecoder
 from phlite.models.phi_config import GGUF_NAMES, PhiConfig
 from phlite.tiles import TileSource
 
@@ -90,8 +90,8 @@ class DecoderLayer:
     """Attention and MLP side by side, both on the norm of what came before and added to it."""
 
     def __init__(self, config: PhiConfig, weights: Weights, layer_idx: int, pool: ops.ThreadPool) -> None:
-        prefix = f"model.layers.{layer_idx}"
-        self.input_layernorm = _layer_norm(weights, f"{prefix}.input_layernorm", config)
+        prefix, n_hidden, eps = f"model.layers.{layer_idx}", config.hidden_size, config.layer_norm_eps
+        self.input_layernorm = build_layer_norm(weights, f"{prefix}.input_layernorm", n_hidden, eps)
         self.self_attn = Attention(config, weights, layer_idx, pool)
         self.mlp = MLP(config, weights, layer_idx, pool)
 
@@ -112,10 +112,11 @@ class PhiModel:
     """Embedding, decoder layers and final norm."""
 
     def __init__(self, config: PhiConfig, weights: Weights, pool: ops.ThreadPool) -> None:
-        table = weights.matrix("model.embed_tokens.weight", n_rows=config.vocab_size, n_cols=config.hidden_size)
+        n_hidden, eps = config.hidden_size, config.layer_norm_eps
+        table = weights.matrix("model.embed_tokens.weight", n_rows=config.vocab_size, n_cols=n_hidden)
         self.embed_tokens = Embedding(table)
         self.layers = [DecoderLayer(config, weights, i, pool) for i in range(config.num_hidden_layers)]
-        self.final_layernorm = _layer_norm(weights, "model.final_layernorm", config)
+        self.final_layernorm = build_layer_norm(weights, "model.final_layernorm", n_hidden, eps)
 
     def __call__(
         self,
@@ -134,8 +135,10 @@ class PhiModel:
         return self.final_layernorm(x)
 
 
-class PhiForCausalLM:
+class PhiForCausalLM(RotaryDecoder):
     """The model with its output matrix: token ids of a ragged batch in, logits out. Implements `base.CausalLM`."""
+
+    config: PhiConfig
 
     def __init__(self, config: PhiConfig, weights: Weights, pool: ops.ThreadPool) -> None:
         self.config = config
@@ -174,32 +177,12 @@ class PhiForCausalLM:
         weights.check_all_used()
         return model
 
-    def rope_regime(self, seq_len: int) -> int:
-        """Return 0: rotary positions do not depend on the length; see `base.CausalLM`."""
-        return 0
-
-    def build_kv_cache(self, n_blocks: int, dtype: str = "f16") -> ops.KVCache:
-        """Return an empty cache of n_blocks blocks of positions for all layers; dtype "f16", "q8_0" or "f32"."""
-        c = self.config
-        return build_kv_cache(c.num_hidden_layers, n_blocks, c.num_key_value_heads, c.head_dim, dtype)
-
-    def kv_bytes_per_token(self, dtype: str = "f16") -> int:
-        """Return the bytes of cache that one position takes in all layers together."""
-        c = self.config
-        return kv_bytes_per_token(c.num_hidden_layers, c.num_key_value_heads, c.head_dim, dtype)
-
     def forward(self, batch: Batch, cache: ops.KVCache) -> F32:
         """Write the batch's keys and values to the cache; return float32[R, V] logits of batch.logit_rows.
 
         raises: ShapeError when the arrays of the batch contradict each other or the model
         """
-        check_batch(batch, self.config)
-        step = ops.AttentionBatch(
-            positions=batch.positions,
-            seq_starts=batch.seq_starts,
-            block_tables=batch.block_tables,
-            cos_sin=self.rotary_emb.cos_sin(batch.positions, batch.seq_starts, batch.seq_lens),
-        )
+        step = self.attention_step(batch)
         h = self.model(batch.token_ids, step, cache, batch.logit_rows, batch.lora)
         return self.lm_head(h, lora=take_rows(batch.lora, batch.logit_rows))
 
@@ -216,13 +199,6 @@ class PhiForCausalLM:
             products |= product_parts(layer.mlp.fc1, mlp, "fc1") | product_parts(layer.mlp.fc2, mlp, "fc2")
         products |= product_parts(self.lm_head, "", "lm_head")
         return LoraTargets("phi2", GGUF_NAMES, products)
-
-
-def _layer_norm(weights: Weights, name: str, config: PhiConfig) -> LayerNorm:
-    size = config.hidden_size
-    return LayerNorm(
-        weights.vector(f"{name}.weight", size), weights.vector(f"{name}.bias", size), config.layer_norm_eps
-    )
 
 
 def _biased_linear(

@@ -22,14 +22,14 @@ from phlite.checkpoint import Checkpoint
 from phlite.gguf import GGUFFile
 from phlite.layers.attention import CachedAttention
 from phlite.layers.embedding import Embedding
-from phlite.layers.kv_cache import build_kv_cache, kv_bytes_per_token
 from phlite.layers.linear import Linear, build_linear
 from phlite.layers.lora import Product, RowAdapters, product_parts, take_rows
 from phlite.layers.mlp import build_gate_up
 from phlite.layers.norm import Normed, RMSNorm
 from phlite.layers.rope import RotaryEmbedding
 from phlite.layers.weights import Weights
-from phlite.models.base import Batch, LoraTargets, check_batch
+from phlite.models.base import Batch, LoraTargets
+from phlite.models.decoder import RotaryDecoder
 from phlite.models.phi3_config import GGUF_NAMES, Phi3Config
 from phlite.tiles import TileSource
 
@@ -142,8 +142,10 @@ class Phi3Model:
         return self.norm(x)
 
 
-class Phi3ForCausalLM:
+class Phi3ForCausalLM(RotaryDecoder):
     """The model with its output matrix: token ids of a ragged batch in, logits out. Implements `base.CausalLM`."""
+
+    config: Phi3Config
 
     def __init__(self, config: Phi3Config, weights: Weights, pool: ops.ThreadPool) -> None:
         self.config = config
@@ -186,32 +188,12 @@ class Phi3ForCausalLM:
         weights.check_all_used()
         return model
 
-    def rope_regime(self, seq_len: int) -> int:
-        """Return 1 for sequences so long that they use LongRoPE's long list, else 0; see `base.CausalLM`."""
-        return self.rotary_emb.regime(seq_len)
-
-    def build_kv_cache(self, n_blocks: int, dtype: str = "f16") -> ops.KVCache:
-        """Return an empty cache of n_blocks blocks of positions for all layers; dtype "f16", "q8_0" or "f32"."""
-        c = self.config
-        return build_kv_cache(c.num_hidden_layers, n_blocks, c.num_key_value_heads, c.head_dim, dtype)
-
-    def kv_bytes_per_token(self, dtype: str = "f16") -> int:
-        """Return the bytes of cache that one position takes in all layers together."""
-        c = self.config
-        return kv_bytes_per_token(c.num_hidden_layers, c.num_key_value_heads, c.head_dim, dtype)
-
     def forward(self, batch: Batch, cache: ops.KVCache) -> F32:
         """Write the batch's keys and values to the cache; return float32[R, V] logits of batch.logit_rows.
 
         raises: ShapeError when the arrays of the batch contradict each other or the model
         """
-        check_batch(batch, self.config)
-        step = ops.AttentionBatch(
-            positions=batch.positions,
-            seq_starts=batch.seq_starts,
-            block_tables=batch.block_tables,
-            cos_sin=self.rotary_emb.cos_sin(batch.positions, batch.seq_starts, batch.seq_lens),
-        )
+        step = self.attention_step(batch)
         h = self.model(batch.token_ids, step, cache, batch.logit_rows, batch.lora)
         return self.lm_head(h, lora=take_rows(batch.lora, batch.logit_rows))
 

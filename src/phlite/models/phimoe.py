@@ -23,14 +23,14 @@ from phlite.checkpoint import Checkpoint
 from phlite.gguf import GGUFFile
 from phlite.layers.attention import CachedAttention
 from phlite.layers.embedding import Embedding
-from phlite.layers.kv_cache import build_kv_cache, kv_bytes_per_token
 from phlite.layers.linear import Linear, build_linear
 from phlite.layers.lora import Product, RowAdapters, product_parts, take_rows
 from phlite.layers.moe import SparseMoE, build_sparse_moe
-from phlite.layers.norm import LayerNorm, Normed
+from phlite.layers.norm import Normed, build_layer_norm
 from phlite.layers.rope import RotaryEmbedding
 from phlite.layers.weights import Weights
-from phlite.models.base import Batch, LoraTargets, check_batch
+from phlite.models.base import Batch, LoraTargets
+from phlite.models.decoder import RotaryDecoder
 from phlite.models.phimoe_config import GGUF_NAMES, PhimoeConfig
 from phlite.models.phimoe_tensors import split_stacks
 from phlite.tiles import TileSource
@@ -92,10 +92,10 @@ class DecoderLayer:
     """Attention, then the mixture of experts, each on the norm of what came before and added to it."""
 
     def __init__(self, config: PhimoeConfig, weights: Weights, layer_idx: int, pool: ops.ThreadPool) -> None:
-        prefix = f"model.layers.{layer_idx}"
-        self.input_layernorm = build_layer_norm(weights, f"{prefix}.input_layernorm", config)
+        prefix, n_hidden, eps = f"model.layers.{layer_idx}", config.hidden_size, config.rms_norm_eps
+        self.input_layernorm = build_layer_norm(weights, f"{prefix}.input_layernorm", n_hidden, eps)
         self.self_attn = Attention(config, weights, layer_idx, pool)
-        self.post_attention_layernorm = build_layer_norm(weights, f"{prefix}.post_attention_layernorm", config)
+        self.post_attention_layernorm = build_layer_norm(weights, f"{prefix}.post_attention_layernorm", n_hidden, eps)
         self.block_sparse_moe: SparseMoE = build_sparse_moe(
             weights,
             f"{prefix}.block_sparse_moe",
@@ -123,10 +123,11 @@ class PhimoeModel:
     """Embedding, decoder layers and final norm."""
 
     def __init__(self, config: PhimoeConfig, weights: Weights, pool: ops.ThreadPool) -> None:
-        table = weights.matrix("model.embed_tokens.weight", n_rows=config.vocab_size, n_cols=config.hidden_size)
+        n_hidden, eps = config.hidden_size, config.rms_norm_eps
+        table = weights.matrix("model.embed_tokens.weight", n_rows=config.vocab_size, n_cols=n_hidden)
         self.embed_tokens = Embedding(table)
         self.layers = [DecoderLayer(config, weights, i, pool) for i in range(config.num_hidden_layers)]
-        self.norm = build_layer_norm(weights, "model.norm", config)
+        self.norm = build_layer_norm(weights, "model.norm", n_hidden, eps)
 
     def __call__(
         self,
@@ -145,8 +146,10 @@ class PhimoeModel:
         return self.norm(x)
 
 
-class PhimoeForCausalLM:
+class PhimoeForCausalLM(RotaryDecoder):
     """The model with its output matrix: token ids of a ragged batch in, logits out. Implements `base.CausalLM`."""
+
+    config: PhimoeConfig
 
     def __init__(self, config: PhimoeConfig, weights: Weights, pool: ops.ThreadPool) -> None:
         self.config = config
@@ -199,32 +202,12 @@ class PhimoeForCausalLM:
         weights.check_all_used()
         return model
 
-    def rope_regime(self, seq_len: int) -> int:
-        """Return 1 for sequences so long that they use LongRoPE's long list, else 0; see `base.CausalLM`."""
-        return self.rotary_emb.regime(seq_len)
-
-    def build_kv_cache(self, n_blocks: int, dtype: str = "f16") -> ops.KVCache:
-        """Return an empty cache of n_blocks blocks of positions for all layers; dtype "f16", "q8_0" or "f32"."""
-        c = self.config
-        return build_kv_cache(c.num_hidden_layers, n_blocks, c.num_key_value_heads, c.head_dim, dtype)
-
-    def kv_bytes_per_token(self, dtype: str = "f16") -> int:
-        """Return the bytes of cache that one position takes in all layers together."""
-        c = self.config
-        return kv_bytes_per_token(c.num_hidden_layers, c.num_key_value_heads, c.head_dim, dtype)
-
     def forward(self, batch: Batch, cache: ops.KVCache) -> F32:
         """Write the batch's keys and values to the cache; return float32[R, V] logits of batch.logit_rows.
 
         raises: ShapeError when the arrays of the batch contradict each other or the model
         """
-        check_batch(batch, self.config)
-        step = ops.AttentionBatch(
-            positions=batch.positions,
-            seq_starts=batch.seq_starts,
-            block_tables=batch.block_tables,
-            cos_sin=self.rotary_emb.cos_sin(batch.positions, batch.seq_starts, batch.seq_lens),
-        )
+        step = self.attention_step(batch)
         h = self.model(batch.token_ids, step, cache, batch.logit_rows, batch.lora)
         return self.lm_head(h, lora=take_rows(batch.lora, batch.logit_rows))
 
@@ -239,9 +222,3 @@ class PhimoeForCausalLM:
             products |= product_parts(layer.self_attn.o_proj, prefix, "o_proj")
         products |= product_parts(self.lm_head, "", "lm_head")
         return LoraTargets("phimoe", GGUF_NAMES, products)
-
-
-def build_layer_norm(weights: Weights, prefix: str, config: PhimoeConfig) -> LayerNorm:
-    """Return the LayerNorm of `prefix`.weight and `prefix`.bias."""
-    weight, bias = (weights.vector(f"{prefix}.{part}", config.hidden_size) for part in ("weight", "bias"))
-    return LayerNorm(weight, bias, config.rms_norm_eps)
