@@ -152,6 +152,7 @@ def test_a_multiplier_may_give_the_intermediate_size(is_padded: bool, expected: 
         ({"rope_scaling": {"type": "su", "short_factor": [1.0]}}, ModelFileError, "original_max_position_embeddings"),
         ({"num_key_value_heads": 3}, ModelFileError, "8 query heads"),
         ({"num_attention_heads": 7, "num_key_value_heads": 7}, ModelFileError, "7 heads of 18"),
+        ({"num_attention_heads": 256}, ModelFileError, "256 heads of 1,"),
         ({"ff_dim_multiplier": 4}, ModelFileError, "expected one of them"),
         ({"dense_attention_every_n_layers": 1.5}, ModelFileError, "1.5"),
         ({"blocksparse_vert_stride": 0}, ModelFileError, "blocksparse_vert_stride"),
@@ -182,6 +183,9 @@ PREFIX = "phi3small"
         ({"vocab_size": 383}, ModelFileError, "vocab_size"),
         ({"logit_scale": 0.0}, ModelFileError, "logit_scale"),
         ({"attention.head_count_kv": 3}, ModelFileError, "8 query heads"),
+        ({"attention.head_count": 256}, ModelFileError, "dimension_count"),
+        ({"block_count": 4_000_000_000}, ModelFileError, "block_count"),
+        ({"block_count": 2_000_000_000}, ModelFileError, r"blk\.2\."),
     ],
     ids=str,
 )

@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_models.phi3small import JOINED, write_rank_file
 
 from phlite.convert.vocabulary import metadata_of, vocabulary_fields
@@ -139,6 +142,20 @@ def test_a_broken_file_is_refused(folder: Path, more: bytes, message: str) -> No
     file.write_bytes(file.read_bytes() + more)
     with pytest.raises(ModelFileError, match=message):
         load_tokenizer(folder)
+
+
+def test_damage_raises_nothing_but_our_own_error(folder: Path) -> None:
+    file = folder / "cl100k_base.tiktoken"
+    sound = file.read_bytes()
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.integers(0, len(sound)), st.integers(0, 12), st.binary(max_size=12))
+    def check(position: int, n_cut: int, more: bytes) -> None:
+        file.write_bytes(sound[:position] + more + sound[position + n_cut :])
+        with suppress(ModelFileError):  # and nothing else
+            recover_merges(load_ranks(file), source="file")
+
+    check()
 
 
 def test_a_missing_byte_is_refused(folder: Path) -> None:

@@ -182,7 +182,7 @@ class Phi3SmallConfig:
             return None if key in values and values[key] is None else value
 
         hidden_size, num_heads = hf.get_int("hidden_size", 4096), hf.get_int("num_attention_heads", 32)
-        head_dim = hidden_size // num_heads
+        head_dim = max(1, hidden_size // num_heads)  # _check refuses heads that do not fill the hidden size
         multiplier = hf.get_float("mup_attn_multiplier", 1.0)
         max_positions = hf.get_int("max_position_embeddings", 8192, minimum=2)
         every_n = unless_null("dense_attention_every_n_layers", 2)
