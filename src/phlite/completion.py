@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast, overload
 
-from phlite.engine import FinishReason, Sequence, TokenLogprob
+from phlite.engine import FinishReason, Hypothesis, Sequence, TokenLogprob
 from phlite.engine.shared import SharedEngine, has_progress
 from phlite.errors import RequestError
 from phlite.tokenizer import TextStream
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from phlite.constrained import JSONModel
 
-__all__ = ["AsyncCompletionStream", "Completion", "CompletionStream", "CompletionTimings"]
+__all__ = ["AsyncCompletionStream", "Candidate", "Completion", "CompletionStream", "CompletionTimings"]
 
 Model = TypeVar("Model")
 
@@ -40,6 +41,19 @@ class CompletionTimings:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidate:
+    """One result of beam search.
+
+    score: sum of the natural log-probabilities of its ids, over length ** length_penalty
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    score: float
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One finished generation.
 
@@ -53,6 +67,7 @@ class Completion:
     seed:              the seed that gives the same ids again
     constraint_satisfied: whether the whole text is what params.constraint asks for; False for one that
                        max_tokens, a stop string or the caller cut short; None without a constraint
+    candidates:        with params.num_beams, the num_return_sequences best results; the first is this one
     """
 
     text: str
@@ -65,6 +80,7 @@ class Completion:
     seed: int
     timings: CompletionTimings
     constraint_satisfied: bool | None = None
+    candidates: tuple[Candidate, ...] = ()
 
     @overload
     def parse(self) -> object: ...
@@ -96,11 +112,13 @@ class Transcript:
 
     n_seen:  ids read so far
     ended:   whether everything has been read: the sequence ended, or a stop string was found
+    streams: gives a fresh decoder
     """
 
-    def __init__(self, sequence: Sequence, stream: TextStream) -> None:
+    def __init__(self, sequence: Sequence, streams: Callable[[], TextStream]) -> None:
         self.sequence = sequence
-        self.stream = stream
+        self.streams = streams
+        self.stream = streams()
         self.n_seen = 0
         self.ended = False
         self.pieces: list[str] = []
@@ -147,6 +165,7 @@ class Transcript:
                 prompt_tokens_per_s=per_second(len(sequence.prompt_ids), timings.prefill_ms),
                 tokens_per_s=per_second(n_decoded, timings.decode_ms),
             ),
+            candidates=tuple(self.candidate(hypothesis) for hypothesis in sequence.hypotheses),
         )
 
     def satisfies_constraint(self) -> bool | None:
@@ -157,6 +176,15 @@ class Transcript:
             return None
         is_whole = sequence.finish_reason in ("stop", "length") and self.n_seen == len(sequence.output_ids)
         return is_whole and self.stream.stopped is None and constraint.is_complete
+
+    def candidate(self, hypothesis: Hypothesis) -> Candidate:
+        """Return a hypothesis as text, cut at a stop string as any other."""
+        stream = self.streams()
+        stop_ids = self.sequence.state.stop_ids
+        text = "".join(stream.push(token_id) for token_id in hypothesis.token_ids if token_id not in stop_ids)
+        text += stream.flush()
+        reason = hypothesis.finish_reason if stream.stopped is None else "stop"
+        return Candidate(text, hypothesis.token_ids, hypothesis.score, reason)
 
     def stop_reached(self, token_ids: tuple[int, ...]) -> str | int | None:
         """Return the stop string or id that ended the text."""

@@ -9,6 +9,7 @@ Any number of threads and asyncio tasks may use one LLM; their sequences share t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import os
 import time
@@ -473,17 +474,17 @@ class LLM:
 
     def start(self, prompt_ids: list[int], params: SamplingParams, *, continues_text: bool) -> CompletionStream:
         """Queue a prompt; the stream does the work when it is read. continues_text: a leading space is text."""
-        text_stream = self.tokenizer.stream(stop=params.stop_strings, continues_text=continues_text)
+        streams = functools.partial(self.tokenizer.stream, stop=params.stop_strings, continues_text=continues_text)
         constraint = self.build_constraint(params, continues_text=continues_text)
         sequence = self.shared.add(prompt_ids, self.speller.spelt(params), constraint=constraint)
-        return CompletionStream(self.shared, Transcript(sequence, text_stream), self.load_ms)
+        return CompletionStream(self.shared, Transcript(sequence, streams), self.load_ms)
 
     def astart(self, prompt_ids: list[int], params: SamplingParams, *, continues_text: bool) -> AsyncCompletionStream:
         """Queue a prompt for the driver thread, which wakes the running event loop after each step."""
         # Imported here: programs without asyncio need not wait for it at their start.
         import asyncio
 
-        text_stream = self.tokenizer.stream(stop=params.stop_strings, continues_text=continues_text)
+        streams = functools.partial(self.tokenizer.stream, stop=params.stop_strings, continues_text=continues_text)
         loop, event = asyncio.get_running_loop(), asyncio.Event()
         constraint = self.build_constraint(params, continues_text=continues_text)
         sequence = self.shared.add(
@@ -492,7 +493,7 @@ class LLM:
             constraint=constraint,
             on_progress=lambda: loop.call_soon_threadsafe(event.set),
         )
-        return AsyncCompletionStream(self.shared, Transcript(sequence, text_stream), self.load_ms, event)
+        return AsyncCompletionStream(self.shared, Transcript(sequence, streams), self.load_ms, event)
 
 
 def load(

@@ -97,6 +97,11 @@ def recommending_model(tmp_path: Path) -> Path:
         ([], "temperature 0.7, top k 40, repeat penalty 1.0, repeat last n 64"),
         (["--temperature", "0.2"], "temperature 0.2, top k 40, repeat penalty 1.0, repeat last n 64"),
         (["--top-k", "none", "--repeat-last-n", "8"], "temperature 0.7, repeat penalty 1.0, repeat last n 8"),
+        (
+            ["--sampler-order", "llama.cpp", "--top-k", "none", "--mirostat", "2"],
+            "temperature 0.7, repeat penalty 1.0, repeat last n 64, mirostat 2, sampler order llama.cpp",
+        ),
+        (["--num-beams", "3"], "temperature 0.0, repeat penalty 1.0, repeat last n 64, num beams 3"),
     ],
 )
 def test_options_replace_what_the_file_recommends(
@@ -104,6 +109,11 @@ def test_options_replace_what_the_file_recommends(
 ) -> None:
     result = phlite("run", recommending_model, "--stats", "-n", "1", *arguments, "hello")
     assert f"sampling    {sampling}\n" in result.stderr
+
+
+def test_the_answer_is_the_same_without_prompt_lookup(phlite: Phlite, endless_model: Path) -> None:
+    arguments = ("run", endless_model, "--seed", "1", "-n", "60", "one two one two one two")
+    assert phlite(*arguments, "--prompt-lookup", "0").stdout == phlite(*arguments).stdout
 
 
 def test_the_default_limit_is_the_tutorials_hundred_tokens(phlite: Phlite, endless_model: Path) -> None:
@@ -134,6 +144,10 @@ def test_a_stop_string_ends_the_answer_and_is_not_printed(phlite: Phlite, endles
         (["MODEL", "x", "--temperature", "-1"], "", "temperature"),
         (["MODEL", "x", "--temperature", "warm"], "", "expected a number"),
         (["MODEL", "x", "--top-p", "7"], "", "top_p"),
+        (["MODEL", "x", "--sampler-order", "gemma"], "", "expected one of candle, transformers, llama.cpp, openai"),
+        (["MODEL", "x", "--sampler-order", "top_k,heat"], "", "got 'heat', expected samplers among logit_bias"),
+        (["MODEL", "x", "--num-beams", "2", "--temperature", "1"], "", "beams are compared, not drawn"),
+        (["MODEL", "x", "--mirostat", "2", "--top-k", "5"], "", "mirostat: got top_k too"),
         (["MODEL", "x", "--seed", "-5"], "", "expected an integer at least 0"),
         (["MODEL", "x", "--ctx", "131073"], "", "n_ctx"),
         (["MODEL", "x", "--device", "cuda"], "", "cpu"),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from phlite.cli.constraint import add_constraint_arguments, constraint_of, report_unsatisfied
-from phlite.cli.parser import Parser, integer, number, or_none, scaled_path
+from phlite.cli.parser import Parser, integer, scaled_path
 from phlite.cli.prompt import join_prompt
+from phlite.cli.sampling import add_sampling, sampling_fields
 from phlite.cli.terminal import printable
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ Sampling that is not given here is what the model file recommends (`phlite show`
 tutorial that phlite starts from, in brackets above: temperature 1.0, repeat penalty 1.2 over the last 64 tokens, at
 most 100 tokens, a random seed. A chat has no limit on the tokens of an answer."""
 
-# Absent unless given, so that `--top-k none` differs from no --top-k: these options are fields of SamplingParams.
 SLOW_LOAD_MS = 1500  # from here on a packed copy is worth a line
-SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n")
 
 
 @dataclass(frozen=True)
@@ -67,17 +65,7 @@ def add_arguments(parser: Parser) -> None:
     text = parser.add_argument_group("prompt")
     text.add_argument("--system", metavar="TEXT", help="instructions that precede the conversation")
     text.add_argument("--raw", action="store_true", help="continue the prompt as it is, without a chat template")
-    group = parser.add_argument_group("sampling", "default: what the model file recommends, else the value in brackets")
-    sampling = functools.partial(group.add_argument, default=argparse.SUPPRESS)
-    sampling("--temperature", type=number, metavar="T", help="0 always takes the most likely token (1.0)")
-    sampling(
-        "--top-p", type=or_none(number), metavar="P", help="keep the likeliest tokens that reach P together (none)"
-    )
-    sampling("--top-k", type=or_none(integer(0)), metavar="K", help="keep the K likeliest tokens (none)")
-    sampling("--min-p", type=or_none(number), metavar="P", help="drop tokens below P times the likeliest one (none)")
-    sampling("--repeat-penalty", type=number, metavar="X", help="weaken recent tokens; 1 is off (1.2)")
-    sampling("--repeat-last-n", type=integer(-1), metavar="N", help="how many are recent; -1 is all (64)")
-    group.add_argument("--seed", type=integer(0), metavar="N", help="makes the answer repeatable (random)")
+    add_sampling(parser)
     limit = parser.add_argument_group("when to stop").add_argument
     limit("-n", "--sample-len", "--max-tokens", type=integer(0), metavar="N", help="most tokens; 0 is no limit (100)")
     limit("--stop", action="append", default=[], metavar="TEXT", help="stop before this text; may be repeated")
@@ -124,9 +112,8 @@ def run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace, limit: int | None) -> RunOptions:
     from phlite.engine.params import SamplingParams
 
-    given = {name: getattr(options, name) for name in SAMPLING_OPTIONS if hasattr(options, name)}
     max_tokens = limit if options.sample_len is None else options.sample_len or None
-    sampling = {**given, "seed": options.seed, "max_tokens": max_tokens, "stop": options.stop}
+    sampling = {**sampling_fields(options), "max_tokens": max_tokens, "stop": options.stop}
     sampling["constraint"] = constraint_of(options)
     SamplingParams(**sampling)  # refuses a wrong value before a model is downloaded and loaded
     return RunOptions(

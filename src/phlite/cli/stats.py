@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -12,6 +13,9 @@ from phlite.hub import format_bytes
 if TYPE_CHECKING:
     from phlite.completion import Completion
     from phlite.engine.params import SamplingParams
+
+# Fields that say when to stop or what to report, or that would not fit a line.
+NOT_SAMPLING = ("seed", "max_tokens", "stop", "stop_token_ids", "logit_bias", "logits_function", "lora")
 
 __all__ = ["named_sampling", "print_seed", "print_stats"]
 
@@ -31,7 +35,10 @@ def print_stats(completion: Completion, params: SamplingParams) -> None:
     for label, value, speed in lines:
         print(f"{label:<12}{value:>14}{speed:>20}".rstrip(), file=sys.stderr)
     fields = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n")
-    used = {name: getattr(params, name) for name in fields}
+    others = [field.name for field in dataclasses.fields(params) if field.name not in (*fields, *NOT_SAMPLING)]
+    plain = type(params)()
+    changed = [name for name in others if getattr(params, name) != getattr(plain, name)]
+    used = {name: getattr(params, name) for name in (*fields, *changed)}
     print(f"{'sampling':<12}{named_sampling(used)}", file=sys.stderr)
 
 

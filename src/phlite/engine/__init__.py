@@ -1,5 +1,6 @@
 """The token loop: sequences, scheduling over cache blocks, sampling. Ids in, ids out; no text."""
 
+from phlite.engine.beam_search import Hypothesis
 from phlite.engine.constraint import TokenConstraint
 from phlite.engine.engine import Engine, StepOutput
 from phlite.engine.params import LogitsFunction, SamplingParams
@@ -9,6 +10,7 @@ from phlite.engine.sequence import FinishReason, Sequence, Timings
 __all__ = [
     "Engine",
     "FinishReason",
+    "Hypothesis",
     "LogitsFunction",
     "SamplingParams",
     "Sequence",

@@ -22,20 +22,20 @@ class BatchBuilder:
         """Return the ragged batch of the chunks, in their order (layout: phlite.models.base.Batch)."""
         if len(chunks) == 1:
             return self.build_one(chunks[0])
-        states = [chunk.sequence.state for chunk in chunks]
+        lanes = [chunk.lane for chunk in chunks]
         seq_starts = np.zeros(len(chunks) + 1, np.int32)
         np.cumsum([chunk.end - chunk.start for chunk in chunks], out=seq_starts[1:])
-        token_ids = [state.ids[chunk.start : chunk.end] for state, chunk in zip(states, chunks, strict=True)]
+        token_ids = [lane.ids[chunk.start : chunk.end] for lane, chunk in zip(lanes, chunks, strict=True)]
         positions = [self.all_positions[chunk.start : chunk.end] for chunk in chunks]
-        block_tables = np.full((len(chunks), max(state.n_blocks for state in states)), -1, np.int32)
-        for row, state in enumerate(states):
-            block_tables[row, : state.n_blocks] = state.block_table[: state.n_blocks]
+        block_tables = np.full((len(chunks), max(lane.n_blocks for lane in lanes)), -1, np.int32)
+        for row, lane in enumerate(lanes):
+            block_tables[row, : lane.n_blocks] = lane.block_table[: lane.n_blocks]
         return Batch(
             token_ids=np.concatenate(token_ids),
             positions=np.concatenate(positions),
             seq_starts=seq_starts,
             block_tables=block_tables,
-            seq_lens=np.array([max(chunk.sequence.n_ids, chunk.end) for chunk in chunks], np.int32),
+            seq_lens=np.array([chunk.seq_len for chunk in chunks], np.int32),
             logit_rows=np.array(
                 [
                     row
@@ -49,15 +49,15 @@ class BatchBuilder:
 
     def build_one(self, chunk: Chunk) -> Batch:
         """Return the batch of one sequence: views of what it holds, where others are put together."""
-        state, n_rows = chunk.sequence.state, chunk.end - chunk.start
+        lane, n_rows = chunk.lane, chunk.end - chunk.start
         return Batch(
-            token_ids=state.ids[chunk.start : chunk.end],
+            token_ids=lane.ids[chunk.start : chunk.end],
             positions=self.all_positions[chunk.start : chunk.end],
             seq_starts=np.array([0, n_rows], np.int32),
-            block_tables=state.block_table[None, : state.n_blocks],
-            seq_lens=np.array([max(chunk.sequence.n_ids, chunk.end)], np.int32),
+            block_tables=lane.block_table[None, : lane.n_blocks],
+            seq_lens=np.array([chunk.seq_len], np.int32),
             logit_rows=np.arange(n_rows - chunk.n_logits, n_rows, dtype=np.int32),
-            lora=self.adapters_of([chunk]) if state.lora else None,
+            lora=self.adapters_of([chunk]) if chunk.sequence.state.lora else None,
         )
 
     def adapters_of(self, chunks: list[Chunk]) -> RowAdapters | None:

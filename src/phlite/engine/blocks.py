@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ["BLOCK_SIZE", "BlockAllocator"]
+__all__ = ["BLOCK_SIZE", "BlockAllocator", "n_blocks_for"]
 
 BLOCK_SIZE = 64
 
 
 class BlockAllocator:
-    """Hands out block numbers 0 .. n_blocks - 1 with reference counts, so that sequences may share a prefix later.
+    """Hands out block numbers 0 .. n_blocks - 1 with reference counts: beams share the blocks of a common prefix.
 
     Freed blocks are used again first: a cache whose memory the system commits at first touch stays as small as its use.
     """
@@ -40,3 +40,8 @@ class BlockAllocator:
         self.ref_counts[block] -= 1
         if self.ref_counts[block] == 0:
             self.free_blocks.append(block)
+
+
+def n_blocks_for(n_ids: int) -> int:
+    """Return the number of blocks that n_ids positions need."""
+    return -(-n_ids // BLOCK_SIZE)

@@ -23,11 +23,13 @@ import numpy as np
 
 from phlite.engine.adapters import LoadedAdapters
 from phlite.engine.batch import BatchBuilder
-from phlite.engine.blocks import BLOCK_SIZE
+from phlite.engine.beam_cache import Beam, most_blocks
+from phlite.engine.beam_search import BeamSearch
+from phlite.engine.blocks import BLOCK_SIZE, n_blocks_for
 from phlite.engine.constraint import TokenConstraint, allowed_tokens, must_end, only_token
 from phlite.engine.params import SamplingParams
 from phlite.engine.sampling import F32, Choice, TokenLogprob, choose, compute_logprob, uniform
-from phlite.engine.scheduler import Chunk, Scheduler, n_blocks_for
+from phlite.engine.scheduler import Chunk, Scheduler
 from phlite.engine.sequence import FinishReason, Sequence, SequenceState, build_sequence
 from phlite.errors import ContextLengthError, ModelFileError, RequestError
 from phlite.models.base import CausalLM
@@ -171,6 +173,8 @@ class Engine:
             started_s = time.perf_counter()
             for chunk in chunks:
                 chunk.sequence.state.started_s = chunk.sequence.state.started_s or started_s
+            for block, copy in self.scheduler.copies:
+                self.cache.copy_block(block, copy)
             logits = self.model.forward(self.batches.build(chunks), self.cache)
             check_finite(logits)
             now_s = time.perf_counter()
@@ -178,7 +182,8 @@ class Engine:
             for chunk in chunks:
                 rows = logits[n_rows : n_rows + chunk.n_logits]
                 n_rows += chunk.n_logits
-                outputs += self.advance(chunk, rows, now_s)
+                step = self.advance if chunk.sequence.state.group is None else self.advance_beams
+                outputs += step(chunk, rows, now_s)
         self.in_step = False
         return outputs
 
@@ -230,6 +235,7 @@ class Engine:
             raise RequestError(
                 f"max_length: got {params.max_length}, expected more than the {len(ids)} tokens of the prompt"
             )
+        check_room_for_beams(ids, params, n_ctx=self.n_ctx, cache_tokens=self.cache_tokens)
         for name, values in (("prompt", ids), *params.token_ids()):
             for token_id in values:
                 if not 0 <= token_id < vocab_size:
@@ -253,6 +259,48 @@ class Engine:
         if guess:
             state.guesser.note(len(guess), len(outputs) - 1)
         return outputs + self.append_forced(sequence, now_s) if outputs else outputs
+
+    def advance_beams(self, chunk: Chunk, logits: F32, now_s: float) -> list[StepOutput]:
+        """Take over what a step encoded of a prompt, or of one beam; with the last of them the search goes on.
+
+        logits: float32[0 or 1, V]
+        """
+        sequence, state, group = chunk.sequence, chunk.sequence.state, chunk.sequence.state.group
+        assert group is not None
+        chunk.lane.n_cached = chunk.end
+        if chunk.beam is not None:
+            group.rows.append(logits[0])
+            if len(group.rows) < len(group.beams):
+                return []
+        elif chunk.end == state.n_prompt and group.n_ids == state.n_prompt:
+            group.rows[:] = [logits[0]] * sequence.params.num_beams
+            state.first_token_s = now_s
+            sequence.timings.prefill_ms = (now_s - state.started_s) * 1e3
+        if group.rows:
+            try:
+                group.search = group.search.advanced(np.stack(group.rows), state.steps)
+            except Exception as error:
+                return [self.give_up(sequence, error)]
+            if group.search.is_done:
+                return self.end_beams(sequence, group.search, now_s)
+        if chunk.beam is not None:
+            group.is_behind = True
+        elif chunk.end == state.n_prompt:
+            group.start_from(Beam(state.ids, state.block_table.copy(), state.n_blocks, state.n_cached))
+            state.n_blocks = 0
+        return []
+
+    def end_beams(self, sequence: Sequence, search: BeamSearch, now_s: float) -> list[StepOutput]:
+        """Put out the best hypothesis, and end the sequence."""
+        sequence.hypotheses = search.best
+        sequence.timings.decode_ms = (now_s - sequence.state.first_token_s) * 1e3
+        sequence.output_ids.extend(search.best[0].token_ids)
+        self.end_if_done(sequence)
+        *others, last = search.best[0].token_ids
+        return [
+            *(StepOutput(sequence, token_id, None) for token_id in others),
+            StepOutput(sequence, last, sequence.finish_reason),
+        ]
 
     def extend(self, sequence: Sequence, logits: F32, now_s: float) -> StepOutput:
         """Sample the next token of a sequence, append it, and end the sequence when it is the last."""
@@ -366,6 +414,18 @@ def restart_constraint(sequence: Sequence) -> None:
         state.constraint = state.constraint_start.clone()
         for token_id in sequence.output_ids:
             state.constraint.accept(token_id)
+
+
+def check_room_for_beams(ids: list[int], params: SamplingParams, *, n_ctx: int, cache_tokens: int) -> None:
+    """Raise RequestError when the cache could not hold all beams at their full length."""
+    n_ids = params.most_ids(len(ids), n_ctx)
+    n_blocks = most_blocks(len(ids), n_ids, params.num_beams)
+    if params.num_beams > 1 and n_blocks * BLOCK_SIZE > cache_tokens:
+        raise RequestError(
+            f"num_beams: {params.num_beams} beams of up to {n_ids} tokens take {n_blocks * BLOCK_SIZE} positions of the"
+            f" cache, which has {cache_tokens}; lower num_beams or max_tokens, or load the model with a smaller n_ctx"
+            " (an Engine: with larger cache_tokens)"
+        )
 
 
 def check_finite(logits: F32) -> None:

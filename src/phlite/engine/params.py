@@ -28,6 +28,7 @@ __all__ = ["GREEDY_BELOW", "MAX_SEED", "LogitsFunction", "SamplingParams"]
 
 MAX_SEED = 2**64 - 1
 GREEDY_BELOW = 1e-7
+MOST_BEAMS = 64
 MOST_GUESSED = 15
 
 # (all ids of the sequence so far, prompt first: int32[n], logits: float32[V]) -> float32[V]
@@ -80,6 +81,11 @@ class SamplingParams:
                        the same, only the speed changes; 0: off
     constraint:        what the text must be, such as `Constraint.json_schema(...)`; needs text, so the engine alone
                        takes it as a TokenConstraint
+    num_beams:         above 1: beam search, which keeps so many prefixes; needs temperature 0
+    length_penalty:    beams are compared by the sum of their log-probabilities over length ** length_penalty
+    early_stopping:    True: end when there are num_beams results; False: when no beam is likely to become better;
+                       "never": when none can
+    num_return_sequences: how many results are given, best first
     logprobs:          None: none; n >= 0: log-probability of each token and of the n most likely ones, of the model's
                        own distribution (before penalties, temperature and filters)
     lora:              name of an adapter -> scale of what it adds; {}: the bare model; None: the adapters that were
@@ -124,6 +130,10 @@ class SamplingParams:
     stop: str | Iterable[str] = ()
     stop_token_ids: Iterable[int] = ()
     ignore_eos: bool = False
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    num_return_sequences: int = 1
     prompt_lookup_num_tokens: int = MOST_GUESSED
     constraint: Constraint | None = None
     logprobs: int | None = None
@@ -142,6 +152,28 @@ class SamplingParams:
             prompt_lookup_num_tokens=prompt_lookup_num_tokens,
         )
 
+    @classmethod
+    def beam_search(
+        cls,
+        num_beams: int,
+        *,
+        length_penalty: float = 1.0,
+        early_stopping: bool | Literal["never"] = False,
+        num_return_sequences: int = 1,
+        max_tokens: int | None = 100,
+    ) -> SamplingParams:
+        """Return parameters for beam search as transformers does it, with no penalty."""
+        return cls(
+            temperature=0.0,
+            repeat_penalty=1.0,
+            sampler_order="transformers",
+            num_beams=num_beams,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            num_return_sequences=num_return_sequences,
+            max_tokens=max_tokens,
+        )
+
     def with_seed(self, seed: int) -> SamplingParams:
         """Return the same parameters with this seed."""
         return replace(self, seed=seed)
@@ -155,6 +187,11 @@ class SamplingParams:
     def stop_strings(self) -> tuple[str, ...]:
         """Return `stop` as the tuple it was normalised to."""
         return tuple(self.stop)
+
+    def most_ids(self, n_prompt: int, n_ctx: int) -> int:
+        """Return how long prompt and output together may become."""
+        by_tokens = n_ctx if self.max_tokens is None else n_prompt + self.max_tokens
+        return min(n_ctx, by_tokens, n_ctx if self.max_length is None else self.max_length)
 
     def token_ids(self) -> list[tuple[str, Iterable[int]]]:
         """Return every field that names token ids, with them.
@@ -197,6 +234,11 @@ class SamplingParams:
         check_integer("max_length", self.max_length, low=1, optional=True)
         check_integer("min_tokens", self.min_tokens, low=0)
         check_integer("min_length", self.min_length, low=0)
+        check_integer("num_beams", self.num_beams, low=1, high=MOST_BEAMS)
+        check_number("length_penalty", self.length_penalty, low=-10.0, high=10.0)
+        check_integer("num_return_sequences", self.num_return_sequences, low=1)
+        if self.early_stopping not in (True, False, "never"):
+            raise RequestError(f"early_stopping: got {self.early_stopping!r}, expected True, False or 'never'")
         check_integer("prompt_lookup_num_tokens", self.prompt_lookup_num_tokens, low=0)
         check_integer("logprobs", self.logprobs, low=0, optional=True)
         if self.logits_function is not None and not callable(self.logits_function):
@@ -230,6 +272,7 @@ def check_together(params: SamplingParams) -> None:
         others = [name for name in ("top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc") if is_on[name]]
         if others:
             raise RequestError(f"mirostat: got {', '.join(others)} too, which it replaces; switch one or the other off")
+    check_beams(params, is_on)
     if params.dynatemp_range and params.is_greedy:
         raise RequestError("dynatemp_range: got temperature 0, expected one above 0 that it can move")
     for name, low, limit, high in (
@@ -250,6 +293,29 @@ def check_together(params: SamplingParams) -> None:
                 f"sampler_order: {', '.join(missing)} would have an effect but has no place in it; name it there or"
                 " switch it off (penalties: repeat_penalty=1)"
             )
+
+
+def check_beams(params: SamplingParams, is_on: Mapping[str, bool]) -> None:
+    """Raise RequestError for what beam search cannot do."""
+    if params.num_return_sequences > params.num_beams:
+        raise RequestError(
+            f"num_return_sequences: got {params.num_return_sequences}, expected at most num_beams = {params.num_beams};"
+            " for several sampled answers give the prompt several times"
+        )
+    if params.num_beams == 1:
+        return
+    if not params.is_greedy:
+        raise RequestError(
+            f"num_beams: got {params.num_beams} with temperature {params.temperature:g}; beams are compared, not drawn:"
+            " set temperature=0 (SamplingParams.beam_search does), or num_beams=1"
+        )
+    filters = [name for name in ("top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc") if is_on[name]]
+    if filters:
+        raise RequestError(f"num_beams: got {', '.join(filters)} too, which are for sampled answers; switch them off")
+    if params.logprobs is not None:
+        raise RequestError("logprobs: got num_beams above 1, for which there are none; leave logprobs out")
+    if params.constraint is not None:
+        raise RequestError("constraint: got num_beams above 1, which cannot keep it; leave one of them out")
 
 
 def active_samplers(params: SamplingParams) -> dict[str, bool]:

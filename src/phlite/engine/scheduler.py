@@ -16,9 +16,10 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from phlite.engine.blocks import BLOCK_SIZE, BlockAllocator
+from phlite.engine.beam_cache import Beam, most_blocks
+from phlite.engine.blocks import BlockAllocator, n_blocks_for
 from phlite.engine.lookup import MOST_ROWS
-from phlite.engine.sequence import Sequence
+from phlite.engine.sequence import Sequence, SequenceState
 
 __all__ = ["Chunk", "Scheduler"]
 
@@ -31,6 +32,7 @@ class Chunk:
 
     n_guessed: the last ones of them are guesses (phlite.engine.lookup); the next token is wanted after each id from the
                last known one on
+    beam:      the beam of the sequence that is meant, if it has come to its beams
     """
 
     sequence: Sequence
@@ -38,6 +40,17 @@ class Chunk:
     end: int
     wants_token: bool
     n_guessed: int = 0
+    beam: Beam | None = None
+
+    @property
+    def lane(self) -> Beam | SequenceState:
+        """Whose ids and blocks these are."""
+        return self.sequence.state if self.beam is None else self.beam
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of the sequence known now, or guessed."""
+        return max(n_known(self.sequence), self.end)
 
     @property
     def n_logits(self) -> int:
@@ -60,6 +73,7 @@ class Scheduler:
         self.blocks = BlockAllocator(n_blocks)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.copies: list[tuple[int, int]] = []
 
     def add(self, sequence: Sequence) -> None:
         """Put a sequence at the end of the queue."""
@@ -82,19 +96,27 @@ class Scheduler:
             sequence.state.n_cached = 0
             sequence.state.n_blocks = 0
             sequence.state.block_table.fill(-1)
+            if sequence.state.group is not None:
+                sequence.state.group.beams = []
 
     def schedule(self) -> list[Chunk]:
-        """Return the chunks of the next step; empty only when there is no sequence at all."""
+        """Return the chunks of the next step; empty only when there is no sequence at all.
+
+        Before it, the blocks named in `copies` (from, to) are to be copied.
+        """
+        self.copies = []
         self.reserve_running()
         self.admit()
         decoding = [sequence for sequence in self.running if sequence.n_pending == 1]
         prefilling = [sequence for sequence in self.running if sequence.n_pending > 1]
-        chunks = [whole_chunk(sequence) for sequence in decoding]
+        chunks = [chunk for sequence in self.running for chunk in beam_chunks(sequence)]
+        n_rows = len(decoding) + sum(chunk.end - chunk.start for chunk in chunks)
         # Prompts keep at least half of what decoding leaves.
-        room = min(MOST_ROWS - len(decoding), (self.max_batch_tokens - len(decoding)) // (2 if prefilling else 1))
-        for chunk in chunks:
-            self.guess(chunk, room)
-            room -= chunk.n_guessed
+        room = min(MOST_ROWS - n_rows, (self.max_batch_tokens - n_rows) // (2 if prefilling else 1))
+        for sequence in decoding:
+            chunks.append(whole_chunk(sequence))
+            self.guess(chunks[-1], room)
+            room -= chunks[-1].n_guessed
         if prefilling:
             n_rows = sum(chunk.end - chunk.start for chunk in chunks)
             chunks += split_room(prefilling, self.prefill_room(n_rows))
@@ -111,14 +133,23 @@ class Scheduler:
 
     def reserve(self, sequence: Sequence) -> bool:
         """Get the missing blocks of a running sequence; False when it had to give up its own instead."""
-        n_missing = n_blocks_for(sequence.n_ids) - sequence.state.n_blocks
+        state, group = sequence.state, sequence.state.group
+        has_beams = group is not None and bool(group.beams)
+        if group is not None and has_beams:
+            group.release_dropped(self.blocks)
+            n_missing = group.n_missing()
+        else:
+            n_missing = n_blocks_for(sequence.n_ids) - state.n_blocks
         while n_missing > self.blocks.n_free:
             youngest = self.running.pop()
             self.drop_cache(youngest)
             self.waiting.appendleft(youngest)
             if youngest is sequence:
                 return False
-        self.acquire(sequence, sequence.n_ids)
+        if group is not None and has_beams:
+            self.copies += group.follow(self.blocks)
+        else:
+            self.acquire(sequence, sequence.n_ids)
         return True
 
     def acquire(self, sequence: Sequence, n_ids: int) -> None:
@@ -133,7 +164,11 @@ class Scheduler:
         while self.waiting and len(self.running) < self.max_sequences:
             sequence = self.waiting[0]
             # One block for each running sequence stays free, or the newcomer would soon be thrown out again.
-            if n_blocks_for(sequence.n_ids) + len(self.running) > self.blocks.n_free:
+            n_beams = sequence.params.num_beams
+            if (
+                most_blocks(sequence.state.n_prompt, n_known(sequence), n_beams) + len(self.running)
+                > self.blocks.n_free
+            ):
                 return
             self.running.append(self.waiting.popleft())
             self.follow_regime(sequence)
@@ -141,10 +176,13 @@ class Scheduler:
 
     def follow_regime(self, sequence: Sequence) -> None:
         """Forget what is cached when the known length moves the sequence to the other rotary table."""
-        regime = self.rope_regime(sequence.n_ids)
-        if regime != sequence.state.regime:
-            sequence.state.regime = regime
-            sequence.state.n_cached = 0
+        state = sequence.state
+        regime = self.rope_regime(n_known(sequence))
+        if regime != state.regime:
+            state.regime = regime
+            state.n_cached = 0
+            if state.group is not None:
+                self.drop_cache(sequence)  # beams share blocks, and none may write to another's
 
     def guess(self, chunk: Chunk, room: int) -> None:
         """Lengthen a chunk by guesses where the step has room for them and blocks are free; nobody gives any up."""
@@ -176,11 +214,22 @@ class Scheduler:
         state.block_table[: state.n_blocks] = -1
         state.n_blocks = 0
         state.n_cached = 0
+        if state.group is not None:
+            state.group.drop(self.blocks)
 
 
-def n_blocks_for(n_ids: int) -> int:
-    """Return the number of blocks that n_ids positions need."""
-    return -(-n_ids // BLOCK_SIZE)
+def n_known(sequence: Sequence) -> int:
+    """Return the number of ids of a sequence, or of each of its beams."""
+    return sequence.n_ids if sequence.state.group is None else sequence.state.group.n_ids
+
+
+def beam_chunks(sequence: Sequence) -> list[Chunk]:
+    """Return the chunks of all beams of a sequence; empty while it has none."""
+    group = sequence.state.group
+    if group is None:
+        return []
+    group.rows.clear()
+    return [Chunk(sequence, beam.n_cached, group.n_ids, wants_token=True, beam=beam) for beam in group.beams]
 
 
 def whole_chunk(sequence: Sequence) -> Chunk:

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phlite.engine.adapters import AdapterUse
+from phlite.engine.beam_cache import BeamGroup
+from phlite.engine.beam_search import Hypothesis, begin_search
 from phlite.engine.constraint import TokenConstraint
 from phlite.engine.lookup import Guesser
 from phlite.engine.params import SamplingParams
@@ -42,6 +44,7 @@ class Sequence:
     logprobs:      one TokenLogprob per output id when params.logprobs is set, else empty
     finish_reason: None while it runs; "stop" (a stop id, or `Engine.finish`), "length" (max_tokens or a full context)
                    or "aborted" (`Engine.abort`, or `error`)
+    hypotheses:    with num_beams, the num_return_sequences best results, best first; output_ids are those of the first
     error:         what params.logits_function raised, if it did
     timings:       see Timings
     """
@@ -52,6 +55,7 @@ class Sequence:
     output_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    hypotheses: tuple[Hypothesis, ...] = ()
     error: Exception | None = None
     timings: Timings = field(default_factory=Timings)
     state: SequenceState = field(kw_only=True, repr=False)
@@ -80,6 +84,7 @@ class SequenceState:
     block_table: int32[max blocks]; cache blocks in order of position, -1 beyond n_blocks
     steps:       the sampling steps its parameters ask for
     guesser:     guesses its next tokens
+    group:       its beams, if it has any
     mus:         with mirostat, its bound for each output id so far and for the next one
     lora:        the adapters it runs with, in the order of their names. Keys and values depend on them: whoever lets
                  sequences share cache blocks must compare this besides the ids
@@ -94,6 +99,7 @@ class SequenceState:
     block_table: NDArray[np.int32]
     steps: tuple[Step, ...]
     guesser: Guesser
+    group: BeamGroup | None
     mus: list[float]
     lora: tuple[AdapterUse, ...] = ()
     constraint: TokenConstraint | None = None
@@ -118,11 +124,7 @@ def build_sequence(
 ) -> Sequence:
     """Return a sequence that has not begun; the caller has checked that the prompt is shorter than n_ctx."""
     n_prompt = len(prompt_ids)
-    max_ids = min(
-        n_ctx,
-        n_ctx if params.max_tokens is None else n_prompt + params.max_tokens,
-        n_ctx if params.max_length is None else params.max_length,
-    )
+    max_ids = params.most_ids(n_prompt, n_ctx)
     ids = np.empty(max_ids, np.int32)
     ids[:n_prompt] = prompt_ids
     state = SequenceState(
@@ -132,7 +134,10 @@ def build_sequence(
         n_prompt=n_prompt,
         block_table=np.full(-(-max_ids // block_size), -1, np.int32),
         steps=build_steps(params),
-        guesser=Guesser(params.prompt_lookup_num_tokens),
+        guesser=Guesser(params.prompt_lookup_num_tokens if params.num_beams == 1 else 0),
+        group=None
+        if params.num_beams == 1
+        else BeamGroup(begin_search(prompt_ids, params, stop_ids=stop_ids, max_ids=max_ids)),
         mus=[first_mu(params)],
         lora=lora,
         constraint=None if constraint is None else constraint.clone(),

@@ -26,6 +26,13 @@ class FakeConfig:
     max_position_embeddings: int = 1024
 
 
+class FakeCache(list[int]):
+    """The key of each position, block after block."""
+
+    def copy_block(self, src: int, dst: int) -> None:
+        self[dst * BLOCK_SIZE : (dst + 1) * BLOCK_SIZE] = self[src * BLOCK_SIZE : (src + 1) * BLOCK_SIZE]
+
+
 @dataclass
 class FakeModel:
     """Hashes all keys of a sequence, read through its block table, into logits. The regime changes after `short`."""
@@ -38,8 +45,8 @@ class FakeModel:
     def rope_regime(self, seq_len: int) -> int:
         return int(seq_len > self.short)
 
-    def build_kv_cache(self, n_blocks: int, dtype: str = "f16") -> list[int]:
-        return [-1] * (n_blocks * BLOCK_SIZE)
+    def build_kv_cache(self, n_blocks: int, dtype: str = "f16") -> FakeCache:
+        return FakeCache([-1] * (n_blocks * BLOCK_SIZE))
 
     def kv_bytes_per_token(self, dtype: str = "f16") -> int:
         return 8

@@ -208,3 +208,38 @@ def test_a_context_larger_than_the_memory_is_warned_of(fake_model, monkeypatch, 
     monkeypatch.setattr(phlite.llm, "available_memory_bytes", lambda: 8 * 64)
     build_engine(fake_model(), n_ctx=1000, kv_type="f16", eos_ids=())
     assert "more than half of the free memory" in caplog.text
+
+
+def test_candidates_of_a_beam_search_are_texts_with_scores_and_the_first_is_the_answer(build_llm, assert_all_freed):
+    llm = build_llm(cache_tokens=4096)
+    params = SamplingParams.beam_search(4, max_tokens=15, num_return_sequences=3)
+    completion = llm.generate("ice", params)
+    first, second, third = completion.candidates
+    assert (completion.text, completion.token_ids) == (first.text, first.token_ids)
+    assert [one.text.removeprefix(" ") for one in (second, third)] == [
+        llm.tokenizer.decode(one.token_ids) for one in (second, third)
+    ]
+    assert first.score > second.score > third.score
+    assert llm.generate("ice", GREEDY).candidates == ()
+    assert_all_freed(llm.engine)
+
+
+def test_a_stop_string_cuts_the_candidates_of_a_beam_search(build_llm, assert_all_freed):
+    llm = build_llm(cache_tokens=4096)
+    params = SamplingParams.beam_search(3, max_tokens=15, num_return_sequences=3)
+    text = llm.generate("ice", params).text
+    stop = text[6:8]
+    completion = llm.generate("ice", params, stop=stop)
+    assert completion.text == completion.candidates[0].text == text[: text.index(stop)]
+    assert (completion.finish_reason, completion.candidates[0].finish_reason) == ("stop", "stop")
+    assert_all_freed(llm.engine)
+
+
+def test_a_beam_search_that_is_closed_frees_its_beams(build_llm, assert_all_freed):
+    llm = build_llm(cache_tokens=4096)
+    stream = llm.stream("ice", SamplingParams.beam_search(3))
+    for _ in range(5):
+        llm.engine.step() if llm.engine.has_unfinished else llm.shared.apply_requests()
+    stream.close()
+    assert (stream.completion.finish_reason, stream.completion.candidates) == ("aborted", ())
+    assert_all_freed(llm.engine)

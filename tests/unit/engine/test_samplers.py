@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from phlite.engine import Engine, SamplingParams
-from phlite.engine.sampling import Choice, build_steps, choose, sample, surviving, uniform
+from phlite.engine.sampling import Choice, build_steps, sample, surviving, uniform
 from phlite.engine.sampling.draw import second_uniform
 from phlite.engine.sampling.penalties import repeated_lengths
 from phlite.errors import RequestError
@@ -144,16 +144,6 @@ def test_stop_ids_wait_for_the_least_lengths():
 
     assert [stops(n, min_tokens=2) for n in (3, 4, 5)] == [False, False, True]
     assert [stops(n, min_length=5) for n in (3, 4, 5)] == [False, False, True]
-
-
-def test_a_mask_of_allowed_tokens_comes_before_everything():
-    params = SamplingParams(temperature=0, logit_bias={40: 100.0}, repeat_penalty=1.0)
-    allowed = np.zeros(2, np.int32)
-    allowed[0], allowed[1] = -(2**31), 1 << 2  # ids 31 and 34
-    logits = np.arange(50, dtype=np.float32)
-    assert choose(logits, Choice(params, NO_IDS, 0, allowed=allowed), build_steps(params)) == 34
-    assert choose(logits, Choice(SamplingParams.greedy(), NO_IDS, 0, allowed=allowed), ()) == 34
-    assert in_play(logits, SamplingParams(**OFF), allowed=allowed) == {31, 34}
 
 
 IDS = np.array([0, 1, 1, 1, 2, 3], np.int32)  # prompt 0 1 1, generated 1 2 3

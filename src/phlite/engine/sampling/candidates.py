@@ -17,6 +17,7 @@ __all__ = ["F32", "I32", "Candidates", "Choice", "Step", "finite_max", "no_token
 F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
+Floats = NDArray[np.float32] | NDArray[np.float64]
 
 # Parts of the largest weight, which is 1, at which rare tokens are tried to be left out.
 FLOORS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-7, 0.0)
@@ -30,7 +31,6 @@ class Choice:
     ids:      int32[n], all ids of the sequence so far, prompt first; generated ones begin at n_prompt
     u:        the draw, 0 <= u < 1
     stop_ids: ids that end the sequence
-    allowed:  bits of the tokens that may come, int32[ceil(V / 32)], id i being bit i % 32 of word i // 32; None: all
     mu:       mirostat's bound on the surprise in bits; the choice replaces it by the one of the next token
     """
 
@@ -39,7 +39,6 @@ class Choice:
     n_prompt: int
     u: float = 0.0
     stop_ids: frozenset[int] = frozenset()
-    allowed: I32 | None = None
     mu: float = 0.0
 
     def window(self, last_n: int, *, with_prompt: bool) -> I32:
@@ -139,13 +138,13 @@ def logit_rows_with_largest(logits: F32, k: int) -> I64:
     return np.flatnonzero(is_above)
 
 
-def largest_rows(values: F32, k: int, *, with_ties: bool = False) -> I64:
+def largest_rows(values: Floats, k: int, *, with_ties: bool = False) -> I64:
     """Return the rows of the k largest values, ascending; of equal ones the lower rows, or all; 1 <= k <= size."""
     threshold = np.partition(values, values.size - k)[values.size - k]
     return np.flatnonzero(values >= threshold) if with_ties else rows_from(values, threshold, k)
 
 
-def rows_from(values: F32, threshold: np.float32, n: int) -> I64:
+def rows_from(values: Floats, threshold: np.floating, n: int) -> I64:
     """Return, ascending, the rows above the threshold and as many of the first ones equal to it as make n."""
     rows = np.flatnonzero(values >= threshold)
     n_extra = rows.size - n

@@ -9,7 +9,6 @@ import numpy as np
 from phlite.engine.params import SamplingParams
 from phlite.engine.sampling.candidates import F32, I32, Candidates, Choice, Step, no_token_error
 from phlite.engine.sampling.draw import draw
-from phlite.engine.sampling.masks import mask_disallowed
 from phlite.engine.sampling.mirostat import first_mu, next_mu
 from phlite.engine.sampling.order import build_steps
 
@@ -46,7 +45,7 @@ def choose(logits: F32, choice: Choice, steps: tuple[Step, ...]) -> int:
     """
     params = choice.params
     greedy = params.is_greedy
-    if greedy and not steps and choice.allowed is None:
+    if greedy and not steps:
         return int(logits.argmax())
     candidates = surviving(logits, choice, steps)
     if greedy:
@@ -62,12 +61,10 @@ def choose(logits: F32, choice: Choice, steps: tuple[Step, ...]) -> int:
 
 
 def surviving(logits: F32, choice: Choice, steps: tuple[Step, ...]) -> Candidates:
-    """Return the tokens that may be drawn, after all steps. A constraint's mask comes before everything else."""
+    """Return the tokens that may be drawn, after all steps."""
     candidates = Candidates(logits.copy())
     # Forbidden tokens may be -inf or the most negative float: differences then overflow to -inf, as they should.
     with np.errstate(over="ignore"):
-        if choice.allowed is not None:
-            mask_disallowed(candidates, choice)
         for step in steps:
             step(candidates, choice)
     return candidates

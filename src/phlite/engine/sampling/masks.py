@@ -8,18 +8,9 @@ import numpy as np
 
 from phlite.engine.sampling.candidates import Candidates, Choice, Step
 
-__all__ = ["mask_bad_words", "mask_disallowed", "mask_ids", "mask_repeated_ngrams", "mask_stop_ids"]
+__all__ = ["mask_bad_words", "mask_ids", "mask_repeated_ngrams", "mask_stop_ids"]
 
 NEVER = np.float32(-np.inf)
-
-
-def mask_disallowed(candidates: Candidates, choice: Choice) -> None:
-    """Forbid what choice.allowed does not name."""
-    if choice.allowed is None:
-        return
-    logits = candidates.change_logits()
-    bits = np.unpackbits(choice.allowed.view(np.uint8), count=logits.size, bitorder="little")
-    logits[bits == 0] = NEVER
 
 
 def mask_ids(ids: Iterable[int]) -> Step:

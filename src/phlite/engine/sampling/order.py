@@ -79,7 +79,7 @@ def build_steps(params: SamplingParams) -> tuple[Step, ...]:
 
 
 def build_masks(params: SamplingParams) -> list[Step]:
-    """Return the steps that forbid tokens. A constraint's comes with each choice, see `choose`."""
+    """Return the steps that forbid tokens. A constraint has forbidden others before the first step."""
     steps: list[Step] = []
     if params.suppress_token_ids:
         steps.append(masks.mask_ids(params.suppress_token_ids))
