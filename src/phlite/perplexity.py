@@ -31,7 +31,7 @@ F32 = NDArray[np.float32]
 I32 = NDArray[np.int32]
 
 SMALLEST_WINDOW = 8
-BATCH_TOKENS = 2048  # of one forward pass; several windows of the usual 512 together
+BATCH_TOKENS = 512  # of one forward pass; more are no faster, but take more memory: docs/LOG.md
 LOGIT_BYTES = 128 << 20  # of one forward pass
 LARGEST_EXPONENT = 709.0  # exp of more is no float64
 
