@@ -13,7 +13,7 @@ from phlite.errors import ModelFileError, RequestError
 from phlite.gguf import FileType, Metadata, load_gguf
 from phlite.memory import available_memory_bytes
 from phlite.models.base import CausalLM
-from phlite.models.registry import build_checkpoint_model
+from phlite.models.registry import build_checkpoint_model, check_holds_model
 from phlite.packing import build_from_copy
 from phlite.recommended import recommended_params
 
@@ -59,6 +59,7 @@ def load_gguf_file(path: Path, *, pool: ops.ThreadPool, quant: str | None = None
             "smaller one"
         )
     file = load_gguf(path)
+    check_holds_model(file.metadata)
     default_params = recommended_params(file.metadata)
     tokenizer = build_tokenizer(file.metadata, source=str(path))
     model = build_from_copy(file, pool=pool)

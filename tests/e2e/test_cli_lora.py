@@ -53,6 +53,24 @@ def test_bench_measures_with_adapters(phlite: Phlite, endless_model: Path, tmp_p
     assert [json.loads(line)["lora"] for line in result.stdout.splitlines()] == [{str(adapter): 1.0}] * 2
 
 
+@pytest.mark.parametrize("form", ["peft", "gguf"])
+def test_show_describes_an_adapter(phlite: Phlite, tmp_path: Path, pairs, form: str) -> None:
+    path = write_peft(tmp_path / "style", pairs) if form == "peft" else write_gguf_lora(tmp_path / "style.gguf", pairs)
+    result = phlite("show", path, "-v")
+    parts = ["self_attn.qkv_proj", "mlp.down_proj"] if form == "peft" else ["attn_qkv", "ffn_down"]
+    for text in ("LoRA", "rank          4\n", "factor        2 at scale 1", *(f"{part} (2 layers)" for part in parts)):
+        assert text in result.stdout
+    assert result.stdout.count("F32   rank 4") == 4
+
+
+@pytest.mark.parametrize("form", ["peft", "gguf"])
+def test_an_adapter_is_not_run_as_a_model(phlite: Phlite, tmp_path: Path, pairs, form: str) -> None:
+    path = write_peft(tmp_path / "style", pairs) if form == "peft" else write_gguf_lora(tmp_path / "style.gguf", pairs)
+    result = phlite("run", path, "hello")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "holds a LoRA adapter" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [("nothing-here", "nothing-here: no such file or folder"), ("x=big", "got 'big', expected a number")],

@@ -245,6 +245,27 @@ def test_a_sequence_that_was_put_back_goes_on_with_its_adapter(checkpoint, two_a
     assert [one.output_ids for one in got] == [one.output_ids for one in expected]
 
 
+@pytest.mark.parametrize("lora", [{"one": 1.0}, {"two": 1.0}])
+def test_guessed_tokens_go_through_the_adapter_too(two_adapters, monkeypatch, lora):
+    """Prompt lookup checks several tokens in one pass; an answer of few different tokens makes it guess."""
+    model, n_rows = two_adapters.engine.model, []
+    forward = model.forward
+
+    def noted(batch, cache):
+        n_rows.append(len(batch.logit_rows))
+        return forward(batch, cache)
+
+    monkeypatch.setattr(model, "forward", noted)
+    prompt = IDS[:6] * 8
+    changes = {"max_tokens": 60, "logit_bias": dict.fromkeys(prompt, 40.0)}
+    with_lookup, without = (
+        two_adapters.generate(prompt, SamplingParams(**{**GREEDY, **changes}, lora=lora, prompt_lookup_num_tokens=n))
+        for n in (15, 0)
+    )
+    assert with_lookup.token_ids == without.token_ids
+    assert max(n_rows) > 1
+
+
 def test_attention_of_a_mixture_of_experts_takes_adapters(tmp_path):
     checkpoint = random_phimoe_checkpoint(tiny_phimoe_config(), seed=5)
     pairs = random_lora(checkpoint, ["q_proj", "v_proj", "o_proj", "lm_head"])

@@ -1,4 +1,4 @@
-"""`phlite show NAME`: what a model file or a checkpoint folder holds, read without loading weights."""
+"""`phlite show NAME`: what a model file, a checkpoint folder or an adapter holds, read without loading weights."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from phlite.cli.describe import (
     describe_parameters,
 )
 from phlite.cli.parser import Parser
+from phlite.cli.show_adapter import is_adapter_folder, is_adapter_metadata, print_adapter
 from phlite.cli.stats import named_sampling
 from phlite.cli.terminal import printable
 from phlite.gguf import GGMLType, GGUFFile, Metadata, file_type_name, load_gguf
@@ -32,6 +33,9 @@ def add_arguments(parser: Parser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print a summary; with --verbose everything."""
+    if is_adapter_folder(options.name):
+        print_adapter(options.name, verbose=options.verbose)
+        return 0
     local = fetch(options.name, progress=True)
     if local.folder is not None:
         from phlite.checkpoint import load_checkpoint
@@ -41,6 +45,9 @@ def run(options: argparse.Namespace) -> int:
             print_checkpoint(checkpoint, verbose=options.verbose)
         return 0
     with load_gguf(local.gguf) as file:
+        if is_adapter_metadata(file.metadata):
+            print_adapter(local.gguf, verbose=options.verbose)
+            return 0
         for label, value in _summary(file):
             print(printable(f"{label:<14}{value}"))
         if options.verbose:

@@ -115,6 +115,8 @@ def choose_model(files: Iterable[str], quant: str | None, where: str) -> tuple[s
 
 def _no_model(files: list[str], where: str) -> str:
     has = f"it has {_some(files)}" if files else "it is empty"
+    if "adapter_config.json" in files:
+        return f"{where} holds a LoRA adapter, no model; give it with the model that it was trained on: --lora {where}"
     if any(file.endswith(".safetensors") for file in files):
         return (
             f"{where} has no GGUF file; {has}. These are unquantised weights without a model.safetensors: "

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from phlite import ops
 from phlite.checkpoint import Checkpoint
 from phlite.errors import UnsupportedModelError
-from phlite.gguf import GGUFFile, load_gguf, quoted
+from phlite.gguf import GGUFFile, Metadata, load_gguf, quoted
 from phlite.models.base import CausalLM
 from phlite.models.phi import PhiForCausalLM
 from phlite.models.phi3 import Phi3ForCausalLM
@@ -55,6 +55,15 @@ def build_model(file: GGUFFile, *, pool: ops.ThreadPool, tiles: TileSource | Non
     raises: as load_model
     """
     metadata = file.metadata
+    check_holds_model(metadata)
+    architecture = metadata.get_str("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise _unknown(f"{metadata.source}: architecture", architecture, ARCHITECTURES)
+    return ARCHITECTURES[architecture].from_gguf(file, pool=pool, tiles=tiles)
+
+
+def check_holds_model(metadata: Metadata) -> None:
+    """Raise UnsupportedModelError where a GGUF file holds something other than a model, such as an adapter."""
     kind = metadata.get_str("general.type", "model")
     if kind == "adapter":
         raise UnsupportedModelError(
@@ -63,10 +72,6 @@ def build_model(file: GGUFFile, *, pool: ops.ThreadPool, tiles: TileSource | Non
         )
     if kind != "model":
         raise UnsupportedModelError(f"{metadata.source}: the file holds a {quoted(kind)}, expected a 'model'")
-    architecture = metadata.get_str("general.architecture")
-    if architecture not in ARCHITECTURES:
-        raise _unknown(f"{metadata.source}: architecture", architecture, ARCHITECTURES)
-    return ARCHITECTURES[architecture].from_gguf(file, pool=pool, tiles=tiles)
 
 
 def build_checkpoint_model(checkpoint: Checkpoint, *, pool: ops.ThreadPool) -> CausalLM:
