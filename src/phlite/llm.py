@@ -106,7 +106,7 @@ class LLM:
         quant:        type to bring the weights of a safetensors checkpoint to while they are loaded, such as "Q4_K_M";
                       default: as they are stored, or Q4_K_M, with a warning, where that would not fit into memory
         offline:      never use the network
-        progress:     show a progress bar of the download on stderr
+        progress:     show progress bars of the download, and of quantising a checkpoint, on stderr
         lora:         a LoRA adapter (PEFT folder or GGUF file), or a mapping of several to scales; see `add_lora`
         raises:       DownloadError, ModelFileError, UnsupportedModelError, RequestError
         """
@@ -120,7 +120,9 @@ class LLM:
         started_s = time.perf_counter()
         pool = ops.ThreadPool(threads or ops.physical_core_count())
         if local.folder is not None:
-            loaded = load_checkpoint_folder(local.folder, pool=pool, quant=quant, name=local.base_name)
+            loaded = load_checkpoint_folder(
+                local.folder, pool=pool, quant=quant, name=local.base_name, progress=progress
+            )
         else:
             loaded = load_gguf_file(local.gguf, pool=pool, quant=quant)
         model, tokenizer = loaded.model, loaded.tokenizer

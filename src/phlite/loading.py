@@ -11,6 +11,7 @@ from phlite import ops
 from phlite.engine.params import SamplingParams
 from phlite.errors import ModelFileError, RequestError
 from phlite.gguf import FileType, Metadata, load_gguf
+from phlite.hub import NoProgress, Progress, TerminalProgress
 from phlite.memory import available_memory_bytes
 from phlite.models.base import CausalLM
 from phlite.models.registry import build_checkpoint_model, check_holds_model
@@ -68,13 +69,14 @@ def load_gguf_file(path: Path, *, pool: ops.ThreadPool, quant: str | None = None
 
 
 def load_checkpoint_folder(
-    folder: Path, *, pool: ops.ThreadPool, quant: str | None = None, name: str = ""
+    folder: Path, *, pool: ops.ThreadPool, quant: str | None = None, name: str = "", progress: bool = False
 ) -> LoadedModel:
     """Return the model in a folder of safetensors files, with the tokenizer beside them.
 
     quant:  a type such as "Q4_K_M" or "BF16" to bring the weights to, one tensor at a time; None: as they are stored,
             or Q4_K_M, with a warning, where those would not fit into the free memory
     name:   what its publisher calls it
+    progress: show a bar on stderr while weights are quantised
     raises: ModelFileError, UnsupportedModelError; RequestError for an unknown quant
     """
     from phlite.checkpoint import load_checkpoint
@@ -85,13 +87,23 @@ def load_checkpoint_folder(
         default_params = recommended_params(Metadata(sampling, source=str(folder / "generation_config.json")))
         tokenizer = load_tokenizer(folder)
         file_type = _file_type(quant) if quant is not None else _type_that_fits(checkpoint)
-        if file_type is not None:
-            from phlite.convert.on_load import converted_checkpoint
-
-            checkpoint = converted_checkpoint(checkpoint, file_type, pool=pool)
-        model = build_checkpoint_model(checkpoint, pool=pool)
+        if file_type is None:
+            model = build_checkpoint_model(checkpoint, pool=pool)
+        else:
+            model = _quantised_model(checkpoint, file_type, pool, TerminalProgress() if progress else NoProgress())
     _check_vocabulary(model, tokenizer, folder)
     return LoadedModel(name, model, tokenizer, default_params)
+
+
+def _quantised_model(checkpoint: Checkpoint, file_type: FileType, pool: ops.ThreadPool, shown: Progress) -> CausalLM:
+    from phlite.convert.on_load import converted_checkpoint
+
+    shown.start(f"Quantising to {file_type.name}", checkpoint.n_bytes)
+    try:
+        converted = converted_checkpoint(checkpoint, file_type, pool=pool, progress=shown.advance)
+        return build_checkpoint_model(converted, pool=pool)
+    finally:
+        shown.finish()
 
 
 def _file_type(quant: str) -> FileType:

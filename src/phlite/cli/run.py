@@ -137,8 +137,9 @@ def _load(options: RunOptions) -> LLM:
     from phlite.llm import LLM
 
     # Downloads show their own bars, so they come first; loading a large file shows only that it goes on.
-    fetch(options.name, progress=True, offline=options.offline or None)
-    with _notice(f"loading {options.name} ..."):
+    is_checkpoint = fetch(options.name, progress=True, offline=options.offline or None).folder is not None
+    # A checkpoint that is quantised shows a bar of its own.
+    with contextlib.nullcontext() if is_checkpoint else _notice(f"loading {options.name} ..."):
         llm = LLM.load(
             options.name,
             n_ctx=options.n_ctx,
@@ -146,13 +147,13 @@ def _load(options: RunOptions) -> LLM:
             kv_type=options.kv_type,
             quant=options.quant,
             offline=options.offline,
+            progress=is_checkpoint,
             lora=options.lora,
         )
     if llm.load_ms > SLOW_LOAD_MS and sys.stderr.isatty():
-        print(
-            f"(loading took {llm.load_ms / 1e3:.1f} s; `phlite pack {options.name}` makes that milliseconds)",
-            file=sys.stderr,
-        )
+        way = f"`phlite convert {options.name} model.gguf`" if is_checkpoint else f"`phlite pack {options.name}`"
+        gain = "does the work once" if is_checkpoint else "makes that milliseconds"
+        print(f"(loading took {llm.load_ms / 1e3:.1f} s; {way} {gain})", file=sys.stderr)
     return llm
 
 

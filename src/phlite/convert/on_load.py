@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from weakref import WeakValueDictionary
 
 from phlite import ops
@@ -16,24 +16,38 @@ from phlite.gguf import FileType, GGMLType, Tensor
 __all__ = ["converted_checkpoint"]
 
 
-def converted_checkpoint(checkpoint: Checkpoint, file_type: FileType, *, pool: ops.ThreadPool) -> Checkpoint:
+def converted_checkpoint(
+    checkpoint: Checkpoint,
+    file_type: FileType,
+    *,
+    pool: ops.ThreadPool,
+    progress: Callable[[int], None] | None = None,
+) -> Checkpoint:
     """Return the checkpoint with each tensor in the type that it would have in a GGUF file of this type.
 
+    progress: called with the bytes that a tensor has in the checkpoint when it was converted
     raises: ModelFileError, UnsupportedModelError as plan_conversion; RequestError for a type that cannot be made
     """
     conversion = plan_conversion(checkpoint)
     types = choose_types(conversion, file_type)
     type_of_part = {part: types[tensor.name] for tensor in conversion.tensors for part in tensor.parts}
-    return checkpoint.with_tensors(_ConvertedTensors(checkpoint, type_of_part, pool))
+    return checkpoint.with_tensors(_ConvertedTensors(checkpoint, type_of_part, pool, progress))
 
 
 class _ConvertedTensors(Mapping[str, Tensor]):
     """The tensors by their Hugging Face names, converted at each access and kept while somebody uses them."""
 
-    def __init__(self, checkpoint: Checkpoint, types: Mapping[str, GGMLType], pool: ops.ThreadPool) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        types: Mapping[str, GGMLType],
+        pool: ops.ThreadPool,
+        progress: Callable[[int], None] | None,
+    ) -> None:
         self._checkpoint = checkpoint
         self._types = types
         self._pool = pool
+        self._progress = progress
         self._in_use: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
 
     def __getitem__(self, name: str) -> Tensor:
@@ -46,6 +60,8 @@ class _ConvertedTensors(Mapping[str, Tensor]):
             data = encode_tensor(planned, self._types[name], self._checkpoint, pool=self._pool)
             converted = Tensor(name, stored.shape, self._types[name], data, stored.path, stored.offset_bytes)
             self._in_use[name] = converted
+            if self._progress is not None:
+                self._progress(stored.data.nbytes)
         return converted
 
     def __contains__(self, name: object) -> bool:
