@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_models import random_checkpoint, tiny_config, write_gguf
 
-from phlite.convert.importance import Importance, ImportanceMatrix, save_importance
+from phlite.convert.importance import Importance, ImportanceMatrix, load_importance, save_importance
 from phlite.gguf import FileType, load_gguf
 
 Phlite = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -58,3 +58,39 @@ def test_an_unknown_type_names_the_possible_ones(phlite: Phlite, model: Path, tm
     result = phlite("quantize", model, tmp_path / "out.gguf", "Q4")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert "possible: F16, BF16, Q8_0, Q6_K" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("The puck slides over the ice, and the crowd is silent. " * 40, encoding="utf-8")
+    return path
+
+
+def test_an_importance_matrix_is_measured_over_a_text_and_used(
+    phlite: Phlite, model: Path, text_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "i.gguf"
+    result = phlite("imatrix", model, text_file, "-o", out, "-c", "64", "--windows", "3")
+    assert (result.returncode, result.stdout) == (0, "")
+    assert result.stderr == f"{out}: 9 tensors, 3 windows of 64 tokens\n"
+    matrix = load_importance(out)
+    assert (matrix.datasets, matrix.n_chunks, matrix.chunk_size) == (("text.txt",), 3, 64)
+    assert {entry.counts.tolist()[0] for entry in matrix.entries.values()} == {192.0}
+    refused = phlite("imatrix", model, text_file, "-o", out)
+    assert (refused.returncode, "is there already" in refused.stderr) == (2, True)
+    result = phlite("quantize", model, tmp_path / "small.gguf", "Q3_K_M", "--imatrix", out)
+    assert result.returncode == 0
+    assert "lacks token_embd.weight: there all columns count alike" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["-c", "100000"], "two windows"), (["-c", "8192"], "two windows"), (["--windows", "0"], "at least 1")],
+)
+def test_wrong_windows_are_refused(
+    phlite: Phlite, model: Path, text_file: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    result = phlite("imatrix", model, text_file, "-o", tmp_path / "i.gguf", *arguments)
+    assert (result.returncode, message in result.stderr) == (2, True)
+    assert not (tmp_path / "i.gguf").exists()

@@ -22,6 +22,7 @@ ORDER = [
     "backends",
     "llm",
     "completion",
+    "imatrix",
     "perplexity",
     "loading",
     "packing",

@@ -29,6 +29,7 @@ COMMANDS = {
     "rm": "delete a downloaded model",
     "convert": "make a GGUF file of a Hugging Face checkpoint",
     "quantize": "write a model file with smaller weights",
+    "imatrix": "measure which weights count, for quantize",
     "tokenize": "show how a model reads a text",
     "bench": "measure the speed of a model on this machine",
     "perplexity": "measure how well a model predicts a text",

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     """Measure with a bar on stderr, where that is a terminal; print the figure."""
     from phlite import load
 
-    text = _read_text(options.file)
+    text = read_text(options.file)
     llm = load(
         options.name,
         n_ctx=options.ctx,
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _read_text(file: str) -> str:
+def read_text(file: str) -> str:
     """Return the text of a file without its last line end; raises RequestError where it is not text."""
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from phlite import ops
 from phlite.layers.lora import RowAdapters
 from phlite.layers.norm import Normed
+from phlite.layers.watch import InputWatch
 from phlite.layers.weights import Weights
 
 F32 = NDArray[np.float32]
@@ -24,12 +25,16 @@ class Linear:
     weight: packed [N_pre, K] with its activation; N = N_pre, or N_pre / 2 where it is gated
     bias:   float32[N_pre] in the order of the weight's rows, or None
     name:   the checkpoint's first module in it, under which adapters know it
+    stored: names in the file of the tensors whose rows it has, in order
+    watch:  the model's, or None
     """
 
     weight: ops.PackedMatrix
     pool: ops.ThreadPool
     bias: F32 | None = None
     name: str = ""
+    stored: tuple[str, ...] = ()
+    watch: InputWatch | None = None
 
     def __call__(
         self,
@@ -46,6 +51,8 @@ class Linear:
         rows:     int32[R], rows of x to take; None: all, R = T
         lora:     adapters of the T rows of x, added before the activation
         """
+        if self.watch is not None and self.watch.see is not None:
+            self.watch.see(self.stored, normed_rows(x, rows))
         addend = None
         if lora is not None:
             addend = (lora if rows is None else lora.take(rows)).addend(self, x, rows)
@@ -107,7 +114,15 @@ def build_linear(
         # The private copy is gone as soon as the stored one is mapped: a model larger than memory passes through.
         packed = pack(weights.tiles.keep(key, pack(None).tiles) if stored is None else stored)
     name = next(iter(parts)).removesuffix(".weight")
-    if bias_parts is None:
-        return Linear(packed, pool, name=name)
-    biases = [weights.vector(name, t.shape[0]) for name, t in zip(bias_parts, tensors, strict=True)]
-    return Linear(packed, pool, np.concatenate(biases), name)
+    bias = None
+    if bias_parts is not None:
+        biases = [weights.vector(part, t.shape[0]) for part, t in zip(bias_parts, tensors, strict=True)]
+        bias = np.concatenate(biases)
+    return Linear(packed, pool, bias, name, tuple(tensor.name for tensor in tensors), weights.watch)
+
+
+def normed_rows(x: F32 | Normed, rows: I32 | None = None) -> F32:
+    """Return what a product multiplies, float32[R, K]: x or its norm, all rows or those that are given."""
+    values = x.x if isinstance(x, Normed) else x
+    values = values if rows is None else values[rows]
+    return ops.norm(values, x.weight, x.eps, x.bias) if isinstance(x, Normed) else values

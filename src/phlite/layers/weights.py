@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from phlite import ops
 from phlite.errors import ModelFileError, UnsupportedModelError
 from phlite.gguf import Tensor
+from phlite.layers.watch import InputWatch
 from phlite.tiles import TileSource
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
@@ -39,6 +40,7 @@ class Weights:
         self.source = source
         self.mapped = mapped
         self.tiles = tiles
+        self.watch = InputWatch()
         self._tensors = tensors
         self._names = names
         self._used: set[str] = set()

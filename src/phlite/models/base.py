@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from phlite.errors import ShapeError
 
 if TYPE_CHECKING:
+    from phlite.layers.linear import Linear
     from phlite.layers.lora import Product, RowAdapters
     from phlite.ops import KVCache
 
@@ -71,6 +72,10 @@ class CausalLM(Protocol):
     @property
     def config(self) -> ModelConfig:
         """The model's numbers."""
+
+    @property
+    def lm_head(self) -> Linear:
+        """The last product, to the vocabulary; its `watch` is that of all products."""
 
     def rope_regime(self, seq_len: int) -> int:
         """Return which rotary table a sequence of seq_len tokens uses: 0 short, 1 long.

@@ -249,4 +249,4 @@ def _build_qkv(weights: Weights, name: str, config: Phi3SmallConfig, pool: ops.T
     data, heads = tensor.data.reshape(n_rows, -1), order[::head_dim].tolist()
     parts = [(data[row : row + head_dim].reshape(-1), tensor.type, head_dim) for row in heads]
     packed = ops.pack_matrix(parts, n_cols, pool=pool, release_source=weights.mapped)
-    return Linear(packed, pool, bias[order], name)
+    return Linear(packed, pool, bias[order], name, (tensor.name,), weights.watch)
