@@ -38,8 +38,8 @@ PHI3_SMALL_SPECIAL_TOKENS: Final = (
 
 _MAX_FILE_BYTES: Final = 1 << 23
 _MAX_TOKEN_BYTES: Final = 256
-_MAX_STEPS: Final = 1 << 24
-"""Work that recovering merges may take, in bytes squared; GPT-2's ranks need less than a sixth of it."""
+_MAX_STEPS: Final = 1 << 25
+"""Work that recovering merges may take, in bytes squared: some seconds. GPT-2's ranks need less than a tenth."""
 
 
 def load_ranks(path: Path) -> dict[bytes, int]:
@@ -94,7 +94,12 @@ def recover_merges(ranks: Mapping[bytes, int], *, source: str) -> list[tuple[byt
         cuts = [i for i in range(1, len(token)) if max(ranks.get(token[:i], rank), ranks.get(token[i:], rank)) < rank]
         if len(cuts) > 1:
             n_steps += len(token) ** 2
-            cuts = _last_cut(token, rank, ranks) if n_steps <= _MAX_STEPS else []
+            if n_steps > _MAX_STEPS:
+                raise ModelFileError(
+                    f"{source}: tokens up to rank {rank} take too long to join again; expected the ranks of a vocabulary, "
+                    "most of them short"
+                )
+            cuts = _last_cut(token, rank, ranks)
         if not cuts:
             raise ModelFileError(
                 f"{source}: token {token[:40]!r} of rank {rank} cannot be joined from tokens of lower ranks; expected "
