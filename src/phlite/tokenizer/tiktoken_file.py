@@ -96,8 +96,8 @@ def recover_merges(ranks: Mapping[bytes, int], *, source: str) -> list[tuple[byt
             n_steps += len(token) ** 2
             if n_steps > _MAX_STEPS:
                 raise ModelFileError(
-                    f"{source}: tokens up to rank {rank} take too long to join again; expected the ranks of a vocabulary, "
-                    "most of them short"
+                    f"{source}: tokens up to rank {rank} take too long to join again; expected the ranks of a "
+                    "vocabulary, whose tokens are short"
                 )
             cuts = _last_cut(token, rank, ranks)
         if not cuts:
