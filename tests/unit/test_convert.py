@@ -283,6 +283,27 @@ def test_a_tensor_without_a_place_is_refused(tmp_path: Path) -> None:
         convert(folder, tmp_path / "m.gguf")
 
 
+@pytest.mark.parametrize("kind", ["F32", "BF16"])
+def test_a_stored_copy_of_a_tied_output_matrix_changes_nothing(tmp_path: Path, pool: ops.ThreadPool, kind: str) -> None:
+    plain = random_checkpoint(tiny_config(tie_word_embeddings=True), kind)
+    copied = Checkpoint(plain.config, {**plain.tensors, "lm_head.weight": plain.tensors["model.embed_tokens.weight"]})
+    folders = [write(tmp_path / name, checkpoint) for name, checkpoint in (("a", plain), ("b", copied))]
+    paths = [convert(folder, folder.parent / "m.gguf", FileType.Q8_0, name="x") for folder in folders]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    with load_checkpoint(folders[1]) as checkpoint:
+        for opened in (checkpoint, converted_checkpoint(checkpoint, FileType.Q8_0, pool=pool)):
+            assert build_checkpoint_model(opened, pool=pool).config.vocab_size == 512
+
+
+def test_an_output_matrix_that_should_be_tied_and_is_not_is_refused(tmp_path: Path, pool: ops.ThreadPool) -> None:
+    untied = random_checkpoint(tiny_config())
+    folder = write(tmp_path, Checkpoint({**untied.config, "tie_word_embeddings": True}, untied.tensors))
+    with load_checkpoint(folder) as checkpoint:
+        for use in (plan_conversion, lambda opened: build_checkpoint_model(opened, pool=pool)):
+            with pytest.raises(UnsupportedModelError, match=r"'lm_head\.weight' differs from 'model\.embed_tokens"):
+                use(checkpoint)
+
+
 def test_a_missing_or_misshapen_tensor_is_refused(tmp_path: Path) -> None:
     folder = write(tmp_path, random_checkpoint(tiny_config()))
     config = json.loads((folder / "config.json").read_text())

@@ -25,7 +25,9 @@ def plan_phi3(checkpoint: Checkpoint) -> Conversion:
     for layer_idx in range(config.num_hidden_layers):
         _plan_layer(planner, config, layer_idx)
     planner.vector("output_norm.weight", "model.norm.weight", n_hidden)
-    if not config.tie_word_embeddings:
+    if config.tie_word_embeddings:
+        planner.weights.take_copy("lm_head.weight", of="model.embed_tokens.weight")
+    else:
         planner.matrix("output.weight", {"lm_head.weight": n_vocab}, n_cols=n_hidden)
     if config.rope_long_factor is not None and config.rope_short_factor is not None:
         planner.values("rope_factors_long.weight", config.rope_long_factor)

@@ -79,6 +79,21 @@ class Weights:
         """Count tensors, by their names in the file, as used although nothing needs them."""
         self._used.update(names)
 
+    def take_copy(self, name: str, *, of: str) -> None:
+        """Take a tensor that only repeats another one, as some programs store a tied output matrix; or do nothing.
+
+        raises: UnsupportedModelError if the two differ: then one of them would not be used
+        """
+        if name not in self:
+            return
+        copy, original = self._take(name), self._take(of)
+        same = (copy.shape, copy.type) == (original.shape, original.type)
+        if not same or not np.array_equal(copy.data, original.data):
+            raise UnsupportedModelError(
+                f"{self.source}: tensor {copy.name!r} differs from {original.name!r}, but the config ties both "
+                "(tie_word_embeddings); expected one matrix, so the file or the config is not this model's"
+            )
+
     def check_all_used(self) -> None:
         """Raise UnsupportedModelError if a tensor was not taken: leaving it out would compute another model."""
         unused = [name for name in self._tensors if name not in self._used]

@@ -184,6 +184,8 @@ class Phi3ForCausalLM(RotaryDecoder):
         """
         weights = Weights(checkpoint.tensors, source=checkpoint.source, mapped=checkpoint.mapped)
         config = Phi3Config.from_hf_config(checkpoint.config, source=checkpoint.config_source)
+        if config.tie_word_embeddings:
+            weights.take_copy("lm_head.weight", of="model.embed_tokens.weight")
         model = cls(config, weights, pool)
         weights.check_all_used()
         return model
