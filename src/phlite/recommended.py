@@ -18,10 +18,18 @@ __all__ = ["recommended_fields", "recommended_params"]
 Fields: TypeAlias = "dict[str, int | float]"
 
 PREFIX = "general.sampling."
-NUMBERS = {"temp": "temperature", "top_p": "top_p", "min_p": "min_p", "penalty_repeat": "repeat_penalty"}
-INTEGERS = {"top_k": "top_k", "penalty_last_n": "repeat_last_n"}
-# They only shape samplers that xtc_probability and mirostat switch on.
-SHAPES_OF_OTHERS = ("xtc_threshold", "mirostat_tau", "mirostat_eta")
+NUMBERS = {
+    "temp": "temperature",
+    "top_p": "top_p",
+    "min_p": "min_p",
+    "xtc_probability": "xtc_probability",
+    "xtc_threshold": "xtc_threshold",
+    "mirostat_tau": "mirostat_tau",
+    "mirostat_eta": "mirostat_eta",
+    "penalty_repeat": "repeat_penalty",
+}
+INTEGERS = {"top_k": "top_k", "penalty_last_n": "repeat_last_n", "mirostat": "mirostat"}
+REPLACED_BY_MIROSTAT = ("top_k", "top_p", "min_p", "xtc_probability")
 
 logger = logging.getLogger("phlite")
 
@@ -34,7 +42,7 @@ def recommended_params(metadata: Metadata) -> SamplingParams:
     raises: ModelFileError for a value that makes no sense
     """
     fields = recommended_fields(metadata)
-    known = (*NUMBERS, *INTEGERS, *SHAPES_OF_OTHERS)
+    known = (*NUMBERS, *INTEGERS)
     asked = [key for key in metadata if key.startswith(PREFIX) and key.removeprefix(PREFIX) not in known]
     missing = [quoted(key) for key in asked if isinstance(metadata[key], str) or metadata[key] != 0]
     if missing:
@@ -65,4 +73,11 @@ def recommended_fields(metadata: Metadata) -> Fields:
         except RequestError as error:
             raise ModelFileError(f"{metadata.source}: metadata key {key!r}: {error}; repair or remove it") from None
         fields[field] = value
+    if fields.get("mirostat"):
+        # With mirostat llama.cpp runs no filter, whatever the file says about them.
+        fields = {field: value for field, value in fields.items() if field not in REPLACED_BY_MIROSTAT}
+    try:
+        SamplingParams(**fields)  # type: ignore[arg-type]
+    except RequestError as error:
+        raise ModelFileError(f"{metadata.source}: metadata keys {PREFIX}*: {error}; repair or remove them") from None
     return fields

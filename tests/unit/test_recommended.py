@@ -52,6 +52,8 @@ def test_top_k_below_zero_is_off():
         ("penalty_repeat", 0.0),
         ("penalty_last_n", -2),
         ("penalty_last_n", True),
+        ("mirostat", 3),
+        ("xtc_threshold", 1.5),
     ],
 )
 def test_a_value_without_sense_is_refused_by_its_key(key, value):
@@ -59,7 +61,25 @@ def test_a_value_without_sense_is_refused_by_its_key(key, value):
         recommended_params(metadata(**{key: value}))
 
 
-@pytest.mark.parametrize("sampling", [{"mirostat": 2}, {"xtc_probability": 0.1}, {"sequence": "kpm"}, {"new": 1.0}])
+def test_mirostat_stands_instead_of_the_filters_as_in_llama_cpp():
+    params = recommended_params(
+        metadata(mirostat=2, mirostat_tau=4.0, mirostat_eta=0.2, top_k=40, top_p=0.9, xtc_probability=0.5)
+    )
+    assert params == SamplingParams(mirostat=2, mirostat_tau=4.0, mirostat_eta=0.2)
+
+
+def test_xtc_is_taken_over():
+    assert recommended_params(metadata(xtc_probability=0.5, xtc_threshold=0.2)) == SamplingParams(
+        xtc_probability=0.5, xtc_threshold=0.2
+    )
+
+
+def test_values_that_contradict_each_other_are_refused():
+    with pytest.raises(ModelFileError, match="mirostat: got temperature 0"):
+        recommended_params(metadata(mirostat=2, temp=0.0))
+
+
+@pytest.mark.parametrize("sampling", [{"sequence": "kpm"}, {"new": 1.0}])
 def test_a_sampler_that_does_not_exist_here_is_named_in_a_warning(sampling, caplog):
     recommended_params(metadata(**sampling))
     (record,) = caplog.records

@@ -14,7 +14,6 @@ a function of the seed and n alone.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,15 +22,16 @@ import numpy as np
 
 from phlite.engine.adapters import LoadedAdapters
 from phlite.engine.batch import BatchBuilder
-from phlite.engine.beam_cache import Beam, most_blocks
 from phlite.engine.beam_search import BeamSearch
+from phlite.engine.beam_step import take_beam
 from phlite.engine.blocks import BLOCK_SIZE, n_blocks_for
 from phlite.engine.constraint import TokenConstraint, allowed_tokens, must_end, only_token
 from phlite.engine.params import SamplingParams
+from phlite.engine.request import check_request, random_seed
 from phlite.engine.sampling import F32, Choice, TokenLogprob, choose, compute_logprob, uniform
 from phlite.engine.scheduler import Chunk, Scheduler
 from phlite.engine.sequence import FinishReason, Sequence, SequenceState, build_sequence
-from phlite.errors import ContextLengthError, ModelFileError, RequestError
+from phlite.errors import ModelFileError, RequestError
 from phlite.models.base import CausalLM
 
 __all__ = ["Engine", "StepOutput"]
@@ -131,7 +131,14 @@ class Engine:
         """Check a prompt and return its sequence without queueing it; safe while another thread is in `step`."""
         params = SamplingParams() if params is None else params
         ids = [int(token_id) for token_id in prompt_ids]
-        self.check_request(ids, params)
+        check_request(
+            ids,
+            params,
+            vocab_size=self.model.config.vocab_size,
+            n_ctx=self.n_ctx,
+            longest=self.model.config.max_position_embeddings,
+            cache_tokens=self.cache_tokens,
+        )
         if params.constraint is not None and constraint is None:
             raise RequestError(
                 "params.constraint: the engine has no text to compile it with; ask an LLM, or give add() the"
@@ -220,27 +227,6 @@ class Engine:
         self.end(sequence, reason)
         self.in_step = False
 
-    def check_request(self, ids: list[int], params: SamplingParams) -> None:
-        """Raise unless the prompt and the ids in the parameters fit the model."""
-        vocab_size = self.model.config.vocab_size
-        if not ids:
-            raise RequestError("prompt: got no tokens, expected at least one")
-        if len(ids) >= self.n_ctx:
-            raise ContextLengthError(
-                f"the prompt has {len(ids)} tokens and the context n_ctx is {self.n_ctx}: at least one token must be"
-                " left for the answer; shorten the prompt or load the model with a larger n_ctx (its longest is"
-                f" {self.model.config.max_position_embeddings})"
-            )
-        if params.max_length is not None and len(ids) >= params.max_length:
-            raise RequestError(
-                f"max_length: got {params.max_length}, expected more than the {len(ids)} tokens of the prompt"
-            )
-        check_room_for_beams(ids, params, n_ctx=self.n_ctx, cache_tokens=self.cache_tokens)
-        for name, values in (("prompt", ids), *params.token_ids()):
-            for token_id in values:
-                if not 0 <= token_id < vocab_size:
-                    raise RequestError(f"{name}: got token id {token_id}, expected 0 to {vocab_size - 1}")
-
     def advance(self, chunk: Chunk, logits: F32, now_s: float) -> list[StepOutput]:
         """Take over what a step encoded of a sequence: its next token, and more as long as the guesses were right.
 
@@ -265,30 +251,15 @@ class Engine:
 
         logits: float32[0 or 1, V]
         """
-        sequence, state, group = chunk.sequence, chunk.sequence.state, chunk.sequence.state.group
-        assert group is not None
-        chunk.lane.n_cached = chunk.end
-        if chunk.beam is not None:
-            group.rows.append(logits[0])
-            if len(group.rows) < len(group.beams):
-                return []
-        elif chunk.end == state.n_prompt and group.n_ids == state.n_prompt:
-            group.rows[:] = [logits[0]] * sequence.params.num_beams
+        sequence, state = chunk.sequence, chunk.sequence.state
+        try:
+            search = take_beam(chunk, logits)
+        except Exception as error:
+            return [self.give_up(sequence, error)]
+        if search is not None and not state.first_token_s:
             state.first_token_s = now_s
             sequence.timings.prefill_ms = (now_s - state.started_s) * 1e3
-        if group.rows:
-            try:
-                group.search = group.search.advanced(np.stack(group.rows), state.steps)
-            except Exception as error:
-                return [self.give_up(sequence, error)]
-            if group.search.is_done:
-                return self.end_beams(sequence, group.search, now_s)
-        if chunk.beam is not None:
-            group.is_behind = True
-        elif chunk.end == state.n_prompt:
-            group.start_from(Beam(state.ids, state.block_table.copy(), state.n_blocks, state.n_cached))
-            state.n_blocks = 0
-        return []
+        return self.end_beams(sequence, search, now_s) if search is not None and search.is_done else []
 
     def end_beams(self, sequence: Sequence, search: BeamSearch, now_s: float) -> list[StepOutput]:
         """Put out the best hypothesis, and end the sequence."""
@@ -416,18 +387,6 @@ def restart_constraint(sequence: Sequence) -> None:
             state.constraint.accept(token_id)
 
 
-def check_room_for_beams(ids: list[int], params: SamplingParams, *, n_ctx: int, cache_tokens: int) -> None:
-    """Raise RequestError when the cache could not hold all beams at their full length."""
-    n_ids = params.most_ids(len(ids), n_ctx)
-    n_blocks = most_blocks(len(ids), n_ids, params.num_beams)
-    if params.num_beams > 1 and n_blocks * BLOCK_SIZE > cache_tokens:
-        raise RequestError(
-            f"num_beams: {params.num_beams} beams of up to {n_ids} tokens take {n_blocks * BLOCK_SIZE} positions of the"
-            f" cache, which has {cache_tokens}; lower num_beams or max_tokens, or load the model with a smaller n_ctx"
-            " (an Engine: with larger cache_tokens)"
-        )
-
-
 def check_finite(logits: F32) -> None:
     """Raise ModelFileError when the model gave NaN or infinite logits: float32[R, V]."""
     if logits.size and not math.isfinite(logits.max()):
@@ -435,8 +394,3 @@ def check_finite(logits: F32) -> None:
             "the model's logits are not finite numbers: its weights are damaged (NaN or infinite scales?);"
             " download or convert the file again"
         )
-
-
-def random_seed() -> int:
-    """Return a seed from the operating system, short enough to be typed again: 0 .. 2**32 - 1."""
-    return int.from_bytes(os.urandom(4), "little")

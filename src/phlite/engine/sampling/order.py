@@ -20,8 +20,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from phlite.engine.contradictions import active_samplers
 from phlite.engine.orders import ORDERS
-from phlite.engine.params import SamplingParams, active_samplers
+from phlite.engine.params import SamplingParams
 from phlite.engine.sampling import filters, masks, mirostat, penalties, temperature
 from phlite.engine.sampling.candidates import I32, Choice, Step
 
