@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 
 import numpy as np
 import pytest
@@ -208,3 +209,14 @@ def test_flipped_bytes_are_refused_or_load(model, tmp_path, seed):
     target.write_bytes(data)
     with contextlib.suppress(PhliteError):
         load_adapter(path, model, name="x")
+
+
+def test_a_config_with_very_many_patterns_is_read_at_once(model, tmp_path):
+    """Each of them against each module would take minutes."""
+    patterns = {f"p{i}": 4 for i in range(40_000)}
+    extra = {f"{PREFIX}model.layers.{i}.x.lora_{half}.weight": np.ones((4, 4)) for i in range(2000) for half in "AB"}
+    write_peft(tmp_path / "adapter", PAIRS, extra=extra, rank_pattern=patterns)
+    started_s = time.perf_counter()
+    with pytest.raises(UnsupportedModelError, match="is nothing that an adapter can change"):
+        load_adapter(tmp_path / "adapter", model, name="x")
+    assert time.perf_counter() - started_s < 5

@@ -113,10 +113,11 @@ def load_peft(folder: Path) -> AdapterFile:
     tensors = {entry.name: entry.view(mapped, folder / WEIGHTS_NAME) for entry in entries}
     matched = {name: PEFT_TENSOR.fullmatch(name) for name in tensors}
     weights = str(folder / WEIGHTS_NAME)
+    ranks, alphas = (Pattern(config, key, source) for key in ("rank_pattern", "alpha_pattern"))
+    usual_rank, usual_alpha = (number(config, key, 0.0, source) for key in ("r", "lora_alpha"))
     pairs = []
     for name, (a, b) in paired(tensors, matched, "A", weights).items():
-        rank = pattern_value(config, "rank_pattern", name, number(config, "r", 0.0, source), source)
-        alpha = pattern_value(config, "alpha_pattern", name, number(config, "lora_alpha", 0.0, source), source)
+        rank, alpha = ranks.value(name, usual_rank), alphas.value(name, usual_alpha)
         check_rank(a, b, weights, rank)
         pairs.append(Pair(name, a, b, alpha / (sqrt(rank) if config.get("use_rslora") else rank)))
     return AdapterFile(weights, None, tuple(pairs))
@@ -212,17 +213,25 @@ def number(values: Mapping[str, object], key: str, low: float, source: str) -> f
     return float(value)
 
 
-def pattern_value(config: Mapping[str, object], key: str, module: str, default: float, source: str) -> float:
-    """Return the number that rank_pattern or alpha_pattern has for a module, by its name or the end of it.
+class Pattern:
+    """rank_pattern or alpha_pattern: numbers of single modules, by their names or the ends of them.
 
     peft reads the names as regular expressions; one that is more than a name is refused, since it comes from a file.
     """
-    pattern = config.get(key) or {}
-    if not isinstance(pattern, Mapping):
-        raise ModelFileError(f"{source}: key {key!r}: got {type(pattern).__name__}, expected an object")
-    for name in pattern:
-        if not PLAIN_NAME.fullmatch(name):
-            raise UnsupportedModelError(f"{source}: {key} {quoted(name)}: expected module names, no expressions")
-        if module == name or module.endswith(f".{name}"):
-            return number(pattern, name, 0.0, source)
-    return default
+
+    def __init__(self, config: Mapping[str, object], key: str, source: str) -> None:
+        pattern = config.get(key) or {}
+        if not isinstance(pattern, Mapping):
+            raise ModelFileError(f"{source}: key {key!r}: got {type(pattern).__name__}, expected an object")
+        for name in pattern:
+            if not PLAIN_NAME.fullmatch(name):
+                raise UnsupportedModelError(f"{source}: {key} {quoted(name)}: expected module names, no expressions")
+        self.values = {name: number(pattern, name, 0.0, source) for name in pattern}
+        self.place = {name: place for place, name in enumerate(pattern)}
+
+    def value(self, module: str, default: float) -> float:
+        """Return the number of the first name that the module is, or ends with."""
+        parts = module.split(".")
+        ends = (".".join(parts[first:]) for first in range(len(parts)))
+        found = [end for end in ends if end in self.values]
+        return self.values[min(found, key=self.place.__getitem__)] if found else default
