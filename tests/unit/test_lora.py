@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tiny_models import all_logits, random_checkpoint, tiny_config, write_gguf
@@ -264,6 +266,16 @@ def test_guessed_tokens_go_through_the_adapter_too(two_adapters, monkeypatch, lo
     )
     assert with_lookup.token_ids == without.token_ids
     assert max(n_rows) > 1
+
+
+def test_beams_go_through_the_adapter(checkpoint, load, tmp_path):
+    pairs = random_lora(checkpoint, ALL, seed=9)
+    llm = load(checkpoint)
+    llm.add_lora(write_peft(tmp_path / "style", pairs), scale=0.0)
+    search = replace(SamplingParams.beam_search(3, max_tokens=20), ignore_eos=True)
+    bare, styled = (llm.generate(IDS[:15], replace(search, lora=lora)) for lora in (None, {"style": 1.0}))
+    expected = load(merged(checkpoint, (pairs, 2.0))).generate(IDS[:15], search)
+    assert styled.token_ids == expected.token_ids != bare.token_ids
 
 
 def test_attention_of_a_mixture_of_experts_takes_adapters(tmp_path):
