@@ -96,6 +96,13 @@ def test_an_interrupted_checkpoint_is_continued_and_never_taken_for_whole(
     assert repository.content_requests()[0].headers["range"] == "bytes=10-"
 
 
+def test_an_empty_file_of_a_checkpoint_arrives_too(repository: HubServer) -> None:
+    repository.repositories[REPO].files["added_tokens.json"] = b""
+    folder = fetch(REPO).folder
+    assert folder is not None
+    assert (folder / "added_tokens.json").read_bytes() == b""
+
+
 def test_a_damaged_shard_is_fetched_again(repository: HubServer, files: dict[str, bytes]) -> None:
     folder = fetch(REPO).folder
     assert folder is not None

@@ -323,8 +323,8 @@ def test_a_quantisation_can_be_asked_for(hub: HubServer) -> None:
 
 
 def test_a_repository_without_gguf_says_what_it_has(hub: HubServer) -> None:
-    hub.add("microsoft/Phi-9", {"model.safetensors": b"", "config.json": b"{}"})
-    with pytest.raises(DownloadError, match=r"no GGUF file; it has config.json, model.safetensors.*Phi-9-GGUF"):
+    hub.add("microsoft/Phi-9", {"consolidated.safetensors": b"", "config.json": b"{}"})
+    with pytest.raises(DownloadError, match=r"no GGUF file; it has config.json, consolidated.*Phi-9-GGUF"):
         fetch("microsoft/Phi-9")
 
 

@@ -123,6 +123,8 @@ def _is_there(remote: RemoteFile, snapshot: Path, blob: Path, progress: Progress
 def _receive_and_verify(remote: RemoteFile, partial: Path, progress: Progress) -> None:
     """Fill the partial file and compare its checksum; one that was continued gets a second chance from nothing."""
     for continued in (_size(partial) > 0, False):
+        with _storing(partial):
+            partial.touch()  # an empty file is complete before anything was received
         _receive(remote, partial, progress)
         with counted(progress, f"Checking {remote.file}", partial) as advance:
             actual = cache.digest(partial, remote.etag, advance)
