@@ -30,9 +30,9 @@ class PackedMatrix {
  public:
   // Packs the stacked rows of `parts`, in parallel over tiles. Of a gated matrix, tiles of gate rows and of up rows
   // alternate, in whatever order the rows come. `gegelu_limit` clamps gegelu's inputs; infinity: not at all. With
-  // `release_source` the pages of a mapped file are dropped from memory as soon as they have been packed. `stored` tiles,
-  // which an earlier matrix of the same parts packed, are used where they lie; the parts' data is not read then. Throws
-  // std::invalid_argument on bad shapes.
+  // `release_source` the pages of a mapped file are dropped from memory as soon as they have been packed. `stored`
+  // tiles, which an earlier matrix of the same parts packed, are used where they lie; the parts' data is not read then.
+  // Throws std::invalid_argument on bad shapes.
   struct StoredTiles {
     const uint8_t* data = nullptr;  // aligned to 64 bytes; outlives the matrix
     int64_t n_bytes = 0;

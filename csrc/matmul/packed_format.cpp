@@ -238,17 +238,35 @@ int packed_format_index(int ggml_type) {
 
 const PackedFormat& packed_format(int index) { return kFormats[index]; }
 
-int64_t tile_header_bytes(const PackedFormat& f, int64_t n_cols) {
-  const int64_t bytes = n_cols / f.block_cols * f.header_bytes;
-  return (bytes + kPlaneBytes - 1) / kPlaneBytes * kPlaneBytes;
+namespace {
+
+constexpr int kSliceBlocks = kSuperblock / 32;  // blocks of 32 columns whose scales lie together
+
+int64_t round_to_plane(int64_t n_bytes) { return (n_bytes + kPlaneBytes - 1) / kPlaneBytes * kPlaneBytes; }
+
+// Where the header and the planes of block b lie in a tile.
+struct BlockPlace {
+  int64_t header;
+  int64_t planes;
+};
+
+BlockPlace place_of(const PackedFormat& f, int64_t n_blocks, int64_t b) {
+  const int64_t body_bytes = int64_t{f.body_planes} * kPlaneBytes;
+  if (f.block_cols == kSuperblock)
+    return {b * f.header_bytes, round_to_plane(n_blocks * f.header_bytes) + b * body_bytes};
+  const int64_t first = b / kSliceBlocks * kSliceBlocks;
+  const int64_t n_slice = n_blocks - first < kSliceBlocks ? n_blocks - first : kSliceBlocks;
+  const int64_t slice = first * (f.header_bytes + body_bytes);
+  return {slice + (b - first) * f.header_bytes,
+          slice + round_to_plane(n_slice * f.header_bytes) + (b - first) * body_bytes};
 }
 
+}  // namespace
+
 int64_t tile_bytes(const PackedFormat& f, int64_t n_cols) {
-  if (f.activations == A::f32) {
-    const int64_t bytes = n_cols * f.block_bytes * kTileRows;
-    return (bytes + kPlaneBytes - 1) / kPlaneBytes * kPlaneBytes;
-  }
-  return tile_header_bytes(f, n_cols) + n_cols / f.block_cols * f.body_planes * kPlaneBytes;
+  if (f.activations == A::f32) return round_to_plane(n_cols * f.block_bytes * kTileRows);
+  const int64_t n_blocks = n_cols / f.block_cols;
+  return place_of(f, n_blocks, n_blocks - 1).planes + int64_t{f.body_planes} * kPlaneBytes;
 }
 
 void pack_tile(const PackedFormat& f, const uint8_t* const rows[kTileRows], int64_t n_cols, uint8_t* dst) noexcept {
@@ -260,17 +278,16 @@ void pack_tile(const PackedFormat& f, const uint8_t* const rows[kTileRows], int6
     return;
   }
   const int64_t n_blocks = n_cols / f.block_cols;
-  uint8_t* body = dst + tile_header_bytes(f, n_cols);
   static const uint8_t zeros[256] = {};
   for (int64_t b = 0; b < n_blocks; ++b) {
     const uint8_t* block[kTileRows];
     for (int r = 0; r < kTileRows; ++r) block[r] = rows[r] ? rows[r] + b * f.block_bytes : zeros;
-    uint8_t* header = dst + b * f.header_bytes;
+    const BlockPlace place = place_of(f, n_blocks, b);
+    uint8_t *header = dst + place.header, *body = dst + place.planes;
     if (f.block_cols == kSuperblock)
       pack_superblock(f.type, block, header, body);
     else
       pack_block32(f.type, block, header, body);
-    body += f.body_planes * kPlaneBytes;
   }
 }
 

@@ -14,6 +14,10 @@
 //   3-bit:                           as 2-bit, and one bit plane for two groups (bit s: even group, bit s+4: odd one)
 //   8-bit planes:                    plane s is step s
 //
+// Scales of blocks of 32 columns lie together, eight blocks at a time, in front of the planes of these blocks: a decode
+// step is one forward stream, which the hardware fetches ahead. d of Q6_K and Q3_K lies in front of all planes. Both
+// are padded to whole planes.
+//
 // The packed size equals the size in the file (float16 scales stay float16, packed 6-bit scales stay packed), so a
 // decode step reads not a byte more than the file has.
 #pragma once
@@ -23,7 +27,8 @@
 
 namespace phlite {
 
-constexpr int kPackedLayout = 1;  // counts the changes of what this file describes; stored tiles of another one are stale
+constexpr int kPackedLayout =
+    2;  // counts the changes of what this file describes; stored tiles of another one are stale
 constexpr int kTileRows = 16;
 constexpr int kPlaneBytes = 64;
 constexpr int kSuperblock = 256;  // columns of one slice of quantised activations
@@ -41,7 +46,7 @@ struct PackedFormat {
   ActivationKind activations;
   int block_cols;    // columns of a block in the file
   int block_bytes;   // bytes of a block in the file
-  int header_bytes;  // per block and tile, kept in front of all planes (float16 scales, sixteen rows)
+  int header_bytes;  // per block and tile: float16 scales of sixteen rows that are not in a plane
   int body_planes;   // planes per block and tile (for floats: unused)
 };
 
@@ -50,8 +55,7 @@ int packed_format_index(int ggml_type);
 const PackedFormat& packed_format(int index);
 constexpr int kPackedFormatCount = 15;
 
-// Bytes of one tile of n_cols columns. Headers are padded to a whole plane.
-int64_t tile_header_bytes(const PackedFormat& f, int64_t n_cols);
+// Bytes of one tile of n_cols columns.
 int64_t tile_bytes(const PackedFormat& f, int64_t n_cols);
 
 // Packs one tile: rows[r] points to the first block of row r in the file's layout, nullptr for a row of zeros.
