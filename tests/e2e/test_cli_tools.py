@@ -143,5 +143,5 @@ def test_bash_completes_commands_options_and_model_names(phlite: Phlite, program
         return done.stdout.split()
 
     assert complete("to") == ["tokenize"]
-    assert complete("run", "phi3.") == ["phi3.5:mini"]
+    assert complete("run", "phi3.") == ["phi3.5:mini", "phi3.5:moe"]
     assert complete("run", "phi3", "--repeat") == ["--repeat-penalty", "--repeat-last-n"]
