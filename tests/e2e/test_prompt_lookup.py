@@ -48,3 +48,16 @@ def test_answers_over_many_seeds_are_the_same_to_the_bit(llm, fields):
             n_passes[n_guessed] += n
         assert results[0] == results[1], f"seed {seed}"
     assert n_passes[15] < n_passes[0], "no guess was ever right, so the test shows nothing"
+
+
+def test_a_constraint_holds_at_every_guessed_position(llm):
+    pytest.importorskip("llguidance", reason="constraints need llguidance")
+    constraint = phlite.Constraint.regex(r"(ice|snow|puck) (falls|slides)( (ice|snow|puck) (falls|slides)){12}")
+    fields = {"temperature": 0.8, "max_tokens": 100, "constraint": constraint}
+    for seed in range(6):
+        texts = [
+            llm.chat(f"{POEM}Write on", phlite.SamplingParams(**fields, seed=seed, prompt_lookup_num_tokens=n))
+            for n in (0, 15)
+        ]
+        assert texts[0].token_ids == texts[1].token_ids
+        assert texts[1].constraint_satisfied

@@ -1,12 +1,14 @@
 """Beams in the engine: what they give, whom they sit beside, and what they leave behind."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from phlite.engine import Engine, SamplingParams
 from phlite.engine.beam_cache import most_blocks
+from phlite.engine.beam_search import Hypothesis, begin_search
 from phlite.errors import RequestError
 
 BEAMS = SamplingParams.beam_search(3, max_tokens=12, num_return_sequences=3)
@@ -125,6 +127,31 @@ def test_a_stop_id_ends_a_hypothesis_and_its_score_follows_the_length_penalty(fa
         assert (stop_id in one.token_ids) == (one.finish_reason == "stop")
     scores = [one.score for one in sequence.hypotheses]
     assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("early_stopping", "length_penalty", "is_enough"),
+    [
+        # The best beam has -10 after 5 of 10 tokens: -2 each so far, -1 each if the rest costs nothing; the worst
+        # result has -1.5.
+        (True, 1.0, True),
+        (False, 1.0, True),
+        ("never", 1.0, False),
+        ("never", -1.0, True),
+        (False, 2.0, False),
+    ],
+)
+def test_a_search_ends_by_early_stopping_when_no_beam_can_become_better(early_stopping, length_penalty, is_enough):
+    params = SamplingParams.beam_search(2, early_stopping=early_stopping, length_penalty=length_penalty)
+    search = begin_search([1], params, stop_ids=frozenset(), max_ids=11)
+    search = replace(
+        search,
+        ids=np.zeros((2, 6), np.int32),
+        scores=np.array([-10.0, -11.0]),
+        finished=tuple(Hypothesis((1,), score, "stop") for score in (-1.0, -1.5)),
+    )
+    assert search.is_enough() == is_enough
+    assert not replace(search, finished=search.finished[:1]).is_enough()
 
 
 def test_outputs_are_the_best_hypothesis_token_by_token(fake_model, prompt):

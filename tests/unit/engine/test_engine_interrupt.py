@@ -52,8 +52,8 @@ def repeating_params(seed):
     return SamplingParams(seed=seed, max_tokens=12 + seed, mirostat=2, logits_function=repeating, repeat_penalty=1.0)
 
 
-def start(model, prompt, params=params):
-    engine = Engine(model, n_ctx=96, cache_tokens=192)
+def start(model, prompt, params=params, cache_tokens=192):
+    engine = Engine(model, n_ctx=96, cache_tokens=cache_tokens)
     return engine, [engine.add(prompt(62 + i, i), params(i)) for i in range(3)]
 
 
@@ -100,6 +100,28 @@ def test_an_interrupt_while_guesses_are_checked_loses_and_changes_nothing(fake_m
         else:
             break
         assert [(one.output_ids, one.state.mus) for one in sequences] == expected, f"interrupted at line {n_line}"
+        assert_all_freed(engine)
+    assert n_line > 2000
+
+
+def test_an_interrupt_before_any_line_of_a_beam_search_changes_no_hypothesis(fake_model, prompt, assert_all_freed):
+    def beams(seed):
+        return SamplingParams.beam_search(2 + seed % 2, max_tokens=5 + seed, num_return_sequences=2)
+
+    engine, sequences = start(fake_model(short=66), prompt, beams, cache_tokens=640)
+    run(engine)
+    expected = [sequence.hypotheses for sequence in sequences]
+    for n_line in range(5, 20_000, 97):
+        engine, sequences = start(fake_model(short=66), prompt, beams, cache_tokens=640)
+        try:
+            with InterruptAtLine(n_line):
+                run(engine)
+        except KeyboardInterrupt:
+            run(engine)
+        else:
+            break
+        assert [sequence.hypotheses for sequence in sequences] == expected, f"interrupted at line {n_line}"
+        assert [sequence.output_ids for sequence in sequences] == [list(best[0].token_ids) for best in expected]
         assert_all_freed(engine)
     assert n_line > 2000
 

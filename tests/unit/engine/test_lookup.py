@@ -89,10 +89,18 @@ def test_ids_logprobs_and_state_are_the_same_with_and_without_guesses(fake_model
 
 @pytest.mark.parametrize("n_guessed", [1, 2, 5, 15, 100])
 def test_the_rope_regime_changes_where_it_would_without_guesses(fake_model, prompt, n_guessed):
-    expected = run(fake_model(short=70), [prompt(20) * 2], 0)
+    def looping(ids, logits):
+        return logits + 5 * (copying(ids, logits) - logits)
+
+    expected = run(fake_model(short=70), [prompt(20) * 2], 0, logits_function=looping)
     model = fake_model(short=70)
-    assert run(model, [prompt(20) * 2], n_guessed) == expected
+    assert run(model, [prompt(20) * 2], n_guessed, logits_function=looping) == expected
     assert any(len(batch.logit_rows) > 1 for batch in model.batches)
+    for batch in model.batches:
+        regimes = {model.rope_regime(int(position) + 1) for position in batch.positions[batch.logit_rows]}
+        assert regimes <= {model.rope_regime(int(batch.seq_lens[0]))}, (
+            "logits of one regime from the table of the other"
+        )
 
 
 def test_neighbours_and_a_full_cache_change_nothing(fake_model, prompt):
