@@ -16,6 +16,7 @@ from phlite.errors import RequestError
 __all__ = ["ConstraintCompiler"]
 
 MOST_GRAMMARS = 32
+STACK_BYTES = 256 << 20
 
 # JSON as json.dumps writes it: one line, so that a model cannot fill its answer with white space, and the
 # punctuation between values is forced. Without \u escapes, since with them the library (1.9.1) lets a key that a schema
@@ -60,11 +61,40 @@ class ConstraintCompiler:
                 if self.vocabulary is None:
                     import_llguidance()
                     self.vocabulary = GrammarVocabulary(self.build_token_bytes(), self.encode)
-                self.grammars[key] = compile_constraint(constraint, self.vocabulary, leading_space=leading_space)
+                vocabulary = self.vocabulary
+                self.grammars[key] = with_deep_stack(
+                    lambda: compile_constraint(constraint, vocabulary, leading_space=leading_space)
+                )
                 if len(self.grammars) > MOST_GRAMMARS:
                     self.grammars.popitem(last=False)
             self.grammars.move_to_end(key)
             return self.grammars[key].clone()
+
+
+def with_deep_stack(work: Callable[[], GrammarMatcher]) -> GrammarMatcher:
+    """Return what work returns, or raise what it raises, run by a thread with a stack of STACK_BYTES.
+
+    The library descends into schemas by recursion and would end the process where the stack is full: about 5 KB a
+    level, and there are no more levels than parts of the largest schema.
+    """
+    results: list[GrammarMatcher | BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            results.append(error)
+
+    size_before = threading.stack_size(STACK_BYTES)
+    try:
+        thread = threading.Thread(target=run, name="phlite-grammar", daemon=True)
+        thread.start()
+    finally:
+        threading.stack_size(size_before)
+    thread.join()
+    if isinstance(results[0], BaseException):
+        raise results[0]
+    return results[0]
 
 
 def compile_constraint(constraint: Constraint, vocabulary: GrammarVocabulary, *, leading_space: bool) -> GrammarMatcher:

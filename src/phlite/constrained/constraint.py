@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from phlite.constrained.pattern import MAX_EXPANDED, expanded_size
 from phlite.constrained.schema import check_schema
 from phlite.errors import RequestError
 
@@ -16,11 +17,13 @@ __all__ = ["MAX_SOURCE_BYTES", "Constraint", "JSONModel"]
 Kind = Literal["json_schema", "regex", "choice", "grammar"]
 
 MAX_SOURCE_BYTES = 1 << 20
-MAX_REGEX_BYTES = 1 << 14
-MAX_CHOICES = 10_000
+MAX_REGEX_BYTES = 1 << 13
+MAX_CHOICES = 1000
+MAX_RULES = 500
 
 # Options of a rule that change what the text means (a hidden end) or promise what a grammar cannot keep.
 _RULE_OPTIONS = re.compile(r"^\s*[\w-]+\s*\[[^\]\n]*\b(temperature|stop|stop_capture)\b", re.MULTILINE)
+_RULE = re.compile(r":[^:=]|::=")
 _EMBEDDED_SCHEMA = re.compile(r"%json\s*")
 
 
@@ -74,13 +77,16 @@ class Constraint:
                  and back-references; `\d \w \s` are Unicode's
         raises:  RequestError for a pattern that is too long; one that is not understood is refused when it is compiled
         """
-        return cls("regex", _checked_source("regex", pattern, limit=MAX_REGEX_BYTES))
+        _checked_source("regex", pattern, limit=MAX_REGEX_BYTES)
+        if expanded_size(pattern) > MAX_EXPANDED:
+            raise RequestError(f"regex: it repeats more than {MAX_EXPANDED} things; use smaller counts")
+        return cls("regex", pattern)
 
     @classmethod
     def choice(cls, choices: Iterable[str]) -> Constraint:
         """Return the constraint "one of these texts".
 
-        raises: RequestError for no choices, more than 10,000, or one that is empty or no string
+        raises: RequestError for no choices, more than 1,000, or one that is empty or no string
         """
         texts = [choices] if isinstance(choices, str) else list(choices)
         if not 1 <= len(texts) <= MAX_CHOICES:
@@ -105,6 +111,11 @@ class Constraint:
                 " (`lazy`, `suffix` and `max_tokens` are possible)"
             )
         _checked_source("grammar", text)
+        n_rules = len(_RULE.findall(text))
+        if n_rules > MAX_RULES:
+            raise RequestError(f"grammar: got {n_rules} rules, expected at most {MAX_RULES}")
+        if expanded_size(text) > MAX_EXPANDED:
+            raise RequestError(f"grammar: it repeats more than {MAX_EXPANDED} things; use smaller counts")
         for embedded in _EMBEDDED_SCHEMA.finditer(text):
             try:
                 schema, _ = json.JSONDecoder().raw_decode(text, embedded.end())

@@ -9,15 +9,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from urllib.parse import unquote
 
 from phlite.constrained.formats import FORMATS, PATTERN_OF_FORMAT
+from phlite.constrained.pattern import MAX_EXPANDED, expanded_size
 from phlite.errors import RequestError
 
 __all__ = ["check_schema", "places_of", "with_exact_formats"]
 
 MAX_DEPTH = 64
-MAX_NODES = 50_000
+MAX_NODES = 20_000
+# A divisor costs an automaton of as many states: 10,000 take a quarter of a second to compile, 100,000 three.
+MAX_DIVISOR = 10_000
+MAX_TEXT_CHARS = 1 << 16
 
 _CONTROL_CHARACTER = re.compile("[\x00-\x07\x0b\x0e-\x1f\x7f]")
 
@@ -35,6 +40,7 @@ _ANNOTATIONS = (
     *("$schema", "$id", "id", "$comment", "$vocabulary", "title", "description", "default", "examples", "example"),
     *("deprecated", "readOnly", "writeOnly", "contentMediaType", "contentEncoding", "discriminator"),
 )
+_LOWER_ANNOTATIONS = frozenset(map(str.lower, _ANNOTATIONS))
 _SUPPORTED = (*_ONE, *_LIST, *_MAP, *_PLAIN)
 _KNOWN = frozenset((*_SUPPORTED, *_DEFINITIONS, *_ANNOTATIONS))
 # Of the drafts, and not implemented by the library.
@@ -54,11 +60,22 @@ def check_schema(schema: object) -> None:
     Definitions are looked at where a `$ref` reaches them. The message names the keyword and its place, a JSON pointer.
     """
     _check_size(schema)
+    renamed, refers, divisor = "", False, 1
     for place, node in _walk(schema):
         for keyword in node:
             _check_keyword(keyword, node[keyword], place)
         _check_texts(node, place)
         _check_min_properties(node, place)
+        divisor *= _divisor(node)
+        if divisor > MAX_DIVISOR:
+            raise RequestError(
+                f"json_schema: {place}/multipleOf: got {node['multipleOf']}, too costly: all multipleOf together,"
+                f" without decimal point and zeros at the end, may multiply to {MAX_DIVISOR}"
+            )
+        renamed = renamed or (place if place != "#" and {"id", "$id"} & node.keys() else "")
+        refers = refers or "$ref" in node
+    if renamed and refers:
+        raise RequestError(f"json_schema: {renamed}: '$id' below the top is not supported beside $ref: it renames them")
 
 
 def places_of(schema: object, keyword: str) -> list[str]:
@@ -119,8 +136,11 @@ def _check_size(schema: object) -> None:
 
 def _check_keyword(keyword: str, value: object, place: str) -> None:
     if keyword in _KNOWN:
-        if keyword in ("$id", "id") and isinstance(value, str) and place != "#":
-            raise RequestError(f"json_schema: {place}: {keyword!r} is supported at the top only: it renames references")
+        if keyword == "pattern":
+            _check_pattern(value, f"{place}/pattern")
+        if keyword == "patternProperties" and isinstance(value, Mapping):
+            for pattern in value:
+                _check_pattern(pattern, f"{place}/patternProperties")
         if keyword == "format" and value not in FORMATS:
             raise RequestError(
                 f"json_schema: {place}/format: got {value!r}, supported are {', '.join(FORMATS)}; leave it out, or"
@@ -129,17 +149,20 @@ def _check_keyword(keyword: str, value: object, place: str) -> None:
         return
     if keyword == "uniqueItems" and value is False:
         return
-    if keyword.startswith("x-") and keyword != "x-guidance":
-        return
-    if keyword in _UNSUPPORTED:
+    if keyword in _UNSUPPORTED or keyword == "x-guidance":
         raise RequestError(
             f"json_schema: {place}: the keyword {keyword!r} is not supported; supported are {', '.join(_SUPPORTED)}"
         )
-    import difflib  # only messages need it
+    if keyword.startswith(("x-", "_")) or keyword.lower() in _LOWER_ANNOTATIONS:
+        return
+    import difflib  # few schemas need it
 
-    near = difflib.get_close_matches(keyword, [*_SUPPORTED, *_DEFINITIONS], n=1, cutoff=0.75)
-    hint = f"did you mean {near[0]!r}?" if near else "notes of your own begin with x-"
-    raise RequestError(f"json_schema: {place}: unknown keyword {keyword!r}; {hint}")
+    # The standard ignores keywords it does not know; one that is nearly a known one is a mistake.
+    near = difflib.get_close_matches(keyword, [*_SUPPORTED, *_UNSUPPORTED, *_DEFINITIONS], n=1, cutoff=0.8)
+    if near:
+        raise RequestError(
+            f"json_schema: {place}: unknown keyword {keyword!r}; did you mean {near[0]!r}? (your own begin with x-)"
+        )
 
 
 def _check_texts(node: Mapping[str, object], place: str) -> None:
@@ -153,8 +176,27 @@ def _check_texts(node: Mapping[str, object], place: str) -> None:
                 pending += [*value, *value.values()]
             elif isinstance(value, (list, tuple)):
                 pending += value
+            elif isinstance(value, str) and len(value) > MAX_TEXT_CHARS:
+                raise RequestError(
+                    f"json_schema: {place}/{keyword}: got {len(value)} characters, expected at most {MAX_TEXT_CHARS}"
+                )
             elif isinstance(value, str) and (found := _CONTROL_CHARACTER.search(value)):
                 raise RequestError(f"json_schema: {place}/{keyword}: the character {found[0]!r} cannot be written")
+
+
+def _divisor(node: Mapping[str, object]) -> int:
+    """Return multipleOf as an integer without zeros at the end, 1 where there is none."""
+    value = node.get("multipleOf", 1)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+        raise RequestError(f"json_schema: multipleOf: got {value!r}, expected a number above 0")
+    return int("".join(map(str, Decimal(str(value)).normalize().as_tuple().digits)))
+
+
+def _check_pattern(pattern: object, place: str) -> None:
+    if isinstance(pattern, str) and expanded_size(pattern) > MAX_EXPANDED:
+        raise RequestError(
+            f"json_schema: {place}: the pattern repeats more than {MAX_EXPANDED} things; use smaller counts"
+        )
 
 
 def _check_min_properties(node: Mapping[str, object], place: str) -> None:

@@ -20,7 +20,6 @@ from phlite.errors import RequestError
         ({"prefixItems": [True, {"not": {}}]}, "#/prefixItems/1"),
         ({"anyOf": [{}, {"allOf": [{"oneOf": [{"not": {}}]}]}]}, "#/anyOf/1/allOf/0/oneOf/0"),
         ({"$ref": "#/$defs/a%20b", "$defs": {"a b": {"items": {"not": {}}}}}, "#/$defs/a%20b/items"),
-        ({"properties": {"p": {}}, "items": {"$ref": "#/x/0"}, "x-own": 1, "x-list": [], "x": 1}, "#"),
     ],
 )
 def test_a_keyword_is_found_wherever_it_stands(schema, place):
@@ -53,12 +52,13 @@ def test_a_misspelt_keyword_is_refused_with_the_nearest_one():
 
 
 def test_options_of_the_grammar_library_cannot_be_smuggled_in():
-    with pytest.raises(RequestError, match="unknown keyword 'x-guidance'"):
+    with pytest.raises(RequestError, match="'x-guidance' is not supported"):
         check_schema({"x-guidance": {"lenient": True}})
 
 
 def test_notes_and_annotations_are_allowed():
     check_schema({"title": "T", "description": "D", "default": {"not": 1}, "x-order": 1, "uniqueItems": False})
+    check_schema({"_order": 1, "readonly": True, "propertyOrder": 3, "markdownDescription": "M"})
 
 
 def test_values_are_not_taken_for_schemas():
@@ -116,6 +116,30 @@ def test_texts_with_short_escapes_and_any_language_are_fine():
     check_schema({"const": 'a\n\t\r\b\f"\\/ é 日本 \\u0007', "description": "\x07", "properties": {"\n": {}}})
 
 
+@pytest.mark.parametrize("value", [7, 0.01, 2500, 9973, 1e-9, 1_000_000])
+def test_divisors_that_cost_little_are_allowed(value):
+    check_schema({"multipleOf": value})
+
+
+@pytest.mark.parametrize("values", [[99_991], [123_456.789], [97, 89, 83]])
+def test_divisors_that_cost_minutes_are_refused(values):
+    with pytest.raises(RequestError, match=r"multipleOf: got .*, too costly"):
+        check_schema({"allOf": [{"multipleOf": value} for value in values]})
+
+
+@pytest.mark.parametrize("value", [0, -1, True, "2"])
+def test_divisors_are_numbers_above_zero(value):
+    with pytest.raises(RequestError, match=r"multipleOf: got .*, expected a number above 0"):
+        check_schema({"multipleOf": value})
+
+
+def test_a_name_below_the_top_is_refused_where_references_could_mean_it():
+    check_schema({"$id": "https://a.example/s", "items": {"$ref": "#"}})
+    check_schema({"items": {"$id": "item"}})
+    with pytest.raises(RequestError, match=r"#/items: '\$id' below the top"):
+        check_schema({"items": {"$id": "item"}, "additionalProperties": {"$ref": "#"}})
+
+
 def nested(depth):
     schema = {"type": "string"}
     for _ in range(depth):
@@ -129,8 +153,10 @@ def test_size_and_depth_are_bounded():
         check_schema(nested(64))
     with pytest.raises(RequestError, match="nested deeper than 64"):
         check_schema(nested(100_000))
-    with pytest.raises(RequestError, match="more than 50000 parts"):
-        check_schema({"enum": list(range(50_001))})
+    with pytest.raises(RequestError, match="more than 20000 parts"):
+        check_schema({"enum": list(range(20_001))})
+    with pytest.raises(RequestError, match="#/const: got 70000 characters"):
+        check_schema({"const": "x" * 70_000})
 
 
 def test_values_that_json_does_not_have_are_refused():
