@@ -77,8 +77,8 @@ def test_answers_to_random_schemas_are_valid_or_reported_as_unfinished(llm):
 
 @pytest.mark.slow
 def test_answers_to_hundreds_of_random_schemas_are_valid(llm):
-    n_finished, _ = check_schemas(llm, range(20, 400), TEMPERATURES, ["chat", "generate"])
-    assert n_finished > 1000
+    n_finished, _ = check_schemas(llm, range(20, 200), TEMPERATURES, ["chat", "generate"])
+    assert n_finished > 400
 
 
 @pytest.mark.parametrize(

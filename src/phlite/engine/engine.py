@@ -139,6 +139,8 @@ class Engine:
             longest=self.model.config.max_position_embeddings,
             cache_tokens=self.cache_tokens,
         )
+        if constraint is not None and params.num_beams > 1:
+            raise RequestError("constraint: got num_beams above 1 too, and beam search cannot keep a constraint yet")
         if params.constraint is not None and constraint is None:
             raise RequestError(
                 "params.constraint: the engine has no text to compile it with; ask an LLM, or give add() the"

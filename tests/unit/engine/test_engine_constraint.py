@@ -247,3 +247,23 @@ def test_the_engine_alone_refuses_a_constraint_it_cannot_compile(fake_model, pro
 def test_params_refuse_what_is_no_constraint():
     with pytest.raises(RequestError, match=r"constraint: got dict, expected what Constraint\.json_schema"):
         SamplingParams(constraint={"type": "object"})
+
+
+def test_beam_search_refuses_what_it_could_not_keep(fake_model, prompt):
+    with pytest.raises(RequestError, match="beam search cannot keep a constraint"):
+        SamplingParams(temperature=0.0, repeat_penalty=1.0, num_beams=2, constraint=Constraint.choice(["a"]))
+    beams = SamplingParams(temperature=0.0, repeat_penalty=1.0, num_beams=2)
+    with pytest.raises(RequestError, match="beam search cannot keep a constraint"):
+        Engine(fake_model()).add(prompt(4), beams, constraint=Plans(PLANS))
+
+
+def test_guesses_from_the_prompt_change_nothing(fake_model):
+    prompt_ids = [1, 2, 3, 4, 5, 6, 1, 2, 9, 9, 33, 7, 7, 7, 1, 2]
+    for seed in range(6):
+        both = []
+        for n in (0, 15):
+            engine = Engine(fake_model(), eos_ids=[END])
+            params = SamplingParams(seed=seed, prompt_lookup_num_tokens=n, logprobs=0)
+            both.append(engine.add(prompt_ids, params, constraint=Plans(PLANS)))
+            run(engine)
+        assert both[0].output_ids == both[1].output_ids
