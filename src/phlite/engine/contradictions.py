@@ -56,10 +56,6 @@ def check_beams(params: SamplingParams, is_on: Mapping[str, bool]) -> None:
         )
     if params.num_beams == 1:
         return
-    if params.constraint is not None:
-        raise RequestError(
-            "constraint: got num_beams above 1 too, and beam search cannot keep a constraint yet; drop one"
-        )
     if not params.is_greedy:
         raise RequestError(
             f"num_beams: got {params.num_beams} with temperature {params.temperature:g}; beams are compared, not drawn:"

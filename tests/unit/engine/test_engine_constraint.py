@@ -110,7 +110,7 @@ def test_a_bias_that_forbids_all_that_is_allowed_is_an_error_of_this_request_alo
     engine = Engine(fake_model(), eos_ids=[END])
     bias = {1: -np.inf, 33: -np.inf}
     stuck = engine.add(prompt(4), SamplingParams(logit_bias=bias), constraint=Plans(PLANS))
-    other = engine.add(prompt(4), SamplingParams(max_tokens=5))
+    other = engine.add(prompt(4), SamplingParams(max_tokens=5, ignore_eos=True))
     run(engine)
     assert isinstance(stuck.error, RequestError)
     assert (stuck.finish_reason, stuck.output_ids) == ("aborted", [])
@@ -120,7 +120,7 @@ def test_a_bias_that_forbids_all_that_is_allowed_is_an_error_of_this_request_alo
 def test_a_constraint_that_gives_up_ends_its_sequence_with_the_error(fake_model, prompt, assert_all_freed):
     engine = Engine(fake_model(), eos_ids=[END])
     sequence = engine.add(prompt(4), SamplingParams(), constraint=Plans([(1, 2, 3, 4)], fail_after=2))
-    other = engine.add(prompt(4), SamplingParams(max_tokens=5))
+    other = engine.add(prompt(4), SamplingParams(max_tokens=5, ignore_eos=True))
     run(engine)
     assert str(sequence.error) == "too complex"
     assert sequence.finish_reason == "aborted"
@@ -250,10 +250,10 @@ def test_params_refuse_what_is_no_constraint():
 
 
 def test_beam_search_refuses_what_it_could_not_keep(fake_model, prompt):
-    with pytest.raises(RequestError, match="beam search cannot keep a constraint"):
+    with pytest.raises(RequestError, match="constraint: got num_beams above 1"):
         SamplingParams(temperature=0.0, repeat_penalty=1.0, num_beams=2, constraint=Constraint.choice(["a"]))
     beams = SamplingParams(temperature=0.0, repeat_penalty=1.0, num_beams=2)
-    with pytest.raises(RequestError, match="beam search cannot keep a constraint"):
+    with pytest.raises(RequestError, match="constraint: got num_beams above 1"):
         Engine(fake_model()).add(prompt(4), beams, constraint=Plans(PLANS))
 
 
