@@ -103,10 +103,14 @@ PackedMatrix::PackedMatrix(const std::vector<MatrixPart>& parts, int64_t n_cols,
 
 namespace {
 
+// From one row of float activations to the next: a line more than the columns, since the rows of a group are read side
+// by side, and rows that are a multiple of 4 KB apart would meet in the same few places of the first-level cache.
+int64_t float_stride(int64_t n_cols) { return round_up(n_cols, 16) + 16; }
+
 // Where the quantised rows lie in one block of scratch memory.
 struct Workspace {
   Activations act;
-  float* normed = nullptr;  // float32[n_rows][K]
+  float* normed = nullptr;  // float32[n_rows][float_stride(K)]
 
   // Sets the pointers of the kinds that `w` needs into `base`; returns the bytes used (base may be null to measure).
   int64_t lay_out(uint8_t* base, const PackedMatrix& w, int64_t n_rows, bool keep_floats) {
@@ -125,7 +129,7 @@ struct Workspace {
     act.bsum32 = reinterpret_cast<int16_t*>(take(slices * n_rows * 8 * 2));
     act.minus_sum16 = reinterpret_cast<int32_t*>(take(slices * n_rows * 16 * 4));
     act.minus_sum32 = reinterpret_cast<int32_t*>(take(slices * n_rows * 8 * 4));
-    if (keep_floats) normed = reinterpret_cast<float*>(take(n_rows * w.n_cols() * 4));
+    if (keep_floats) normed = reinterpret_cast<float*>(take(n_rows * float_stride(w.n_cols()) * 4));
     return used;
   }
 };
@@ -239,8 +243,8 @@ struct Job {
 
 // Rows whose activations stay in the second-level cache while the tiles of a chunk pass, a multiple of the register
 // tile.
-int64_t rows_per_pass(int64_t n_rows, int64_t n_cols) {
-  const int64_t fit = std::clamp<int64_t>(kPassBytes / n_cols / 12 * 12, 24, kMaxTileRows);
+int64_t rows_per_pass(int64_t n_rows, int64_t row_bytes) {
+  const int64_t fit = std::clamp<int64_t>(kPassBytes / row_bytes / 12 * 12, 24, kMaxTileRows);
   return std::min(n_rows, fit);
 }
 
@@ -251,7 +255,7 @@ void linear(const LinearArgs& args, const PackedMatrix& w, ThreadPool& pool) {
   const int64_t n_tiles = static_cast<int64_t>(w.tiles().size());
   const int64_t step = w.gated() ? 2 : 1;
   const int64_t chunk = std::clamp<int64_t>(n_tiles / (pool.size() * 4) / step * step, step, kChunkTiles);
-  const int64_t pass = rows_per_pass(args.n_rows, w.n_cols());
+  const int64_t pass = rows_per_pass(args.n_rows, w.n_cols() * (w.needs(ActivationKind::f32) ? 4 : 1));
   const bool shared = args.n_rows > 1;
   const bool both = w.needs(ActivationKind::q8) && w.needs(ActivationKind::q8k);
 
@@ -276,14 +280,14 @@ void linear(const LinearArgs& args, const PackedMatrix& w, ThreadPool& pool) {
     ws[0].lay_out(mine, w, args.n_rows, keep_floats);
     ws[1].lay_out(both ? mine + set_bytes : mine, w, args.n_rows, keep_floats);
     ws[0].act.x = ws[0].normed;
-    ws[0].act.ld = w.n_cols();
+    ws[0].act.ld = float_stride(w.n_cols());
     if (shared) {
       const int64_t begin = args.n_rows * idx / n_threads, end = args.n_rows * (idx + 1) / n_threads;
       for (int64_t r = 0; r < args.n_rows;) {  // the groups whose first row is among this thread's
         const RowGroup group = row_group(args.n_rows, job.kernels.max_rows, r);
         if (r >= begin && r < end) {
-          float* normed = floats ? ws[0].normed + r * w.n_cols() : reinterpret_cast<float*>(own);
-          job.prepare_group(group, ws, normed, floats ? w.n_cols() : 0, codes);
+          float* normed = floats ? ws[0].normed + r * ws[0].act.ld : reinterpret_cast<float*>(own);
+          job.prepare_group(group, ws, normed, floats ? ws[0].act.ld : 0, codes);
         }
         r += group.size;
       }
