@@ -9,6 +9,7 @@ from pathlib import Path
 __all__ = ["available_memory_bytes", "shortage"]
 
 CGROUP = Path("/sys/fs/cgroup")
+NO_LIMIT_BYTES = 1 << 60  # version 1 writes "none" as the largest number of pages
 
 
 def available_memory_bytes() -> int | None:
@@ -48,14 +49,22 @@ def linux_available_bytes(meminfo: Path) -> int | None:
 
 
 def cgroup_available_bytes(folder: Path) -> int | None:
-    """Return what a version 2 control group leaves, page cache counted as free; None where it has no limit."""
-    try:
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        return max(int(limit) - used + int(stat.get("inactive_file", 0)), 0) if limit.isdigit() else None
-    except (OSError, ValueError):
-        return None
+    """Return what a control group, version 2 or 1, leaves, page cache counted as free; None where it has no limit."""
+    versions = (
+        (folder, "memory.max", "memory.current", "inactive_file"),
+        (folder / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    )
+    for where, limit_name, used_name, cache_name in versions:
+        try:
+            limit = (where / limit_name).read_text().strip()
+            used = int((where / used_name).read_text())
+            stat = dict(line.split() for line in (where / "memory.stat").read_text().splitlines())
+            cache = int(stat.get(cache_name, 0))
+        except (OSError, ValueError):
+            continue
+        if limit.isdigit() and int(limit) < NO_LIMIT_BYTES:
+            return max(int(limit) - used + cache, 0)
+    return None
 
 
 def physical_bytes() -> int | None:

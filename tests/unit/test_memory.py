@@ -47,3 +47,21 @@ def test_a_shortage_names_both_sizes_and_what_follows():
     assert "25.30 GB of weights" in text
     assert "27.12 GB of free memory" in text
     assert "read again" in text
+
+
+def test_a_version_1_control_group_leaves_its_limit_less_its_use(tmp_path):
+    (tmp_path / "memory").mkdir()
+    for name, text in (
+        ("limit_in_bytes", "1000"),
+        ("usage_in_bytes", "700"),
+        ("stat", "cache 9\ntotal_inactive_file 150"),
+    ):
+        (tmp_path / "memory" / f"memory.{name}").write_text(text)
+    assert cgroup_available_bytes(tmp_path) == 450
+
+
+def test_a_version_1_control_group_without_a_limit_is_mute(tmp_path):
+    (tmp_path / "memory").mkdir()
+    for name, text in (("limit_in_bytes", "9223372036854771712"), ("usage_in_bytes", "700"), ("stat", "cache 9")):
+        (tmp_path / "memory" / f"memory.{name}").write_text(text)
+    assert cgroup_available_bytes(tmp_path) is None
