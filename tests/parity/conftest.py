@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,21 @@ from tiny_models import Checkpoint, write_gguf
 from phlite import ops
 from phlite.models.base import CausalLM
 from phlite.models.registry import load_model
+
+
+@pytest.fixture(scope="session")
+def quiet_llama_cpp() -> Iterator[Any]:
+    """llama-cpp-python's low-level functions, without llama.cpp's log.
+
+    The library calls what it was given until it is given something else, so the callback lives as long as the session.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = pytest.importorskip("llama_cpp", reason="the oracle needs llama-cpp-python")
+    silence = module.llama_log_callback(lambda level, text, data: None)
+    module.llama_log_set(silence, ctypes.c_void_p(0))
+    yield module
+    module.llama_log_set(module.llama_log_callback(0), ctypes.c_void_p(0))
 
 
 class TransformersModel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,14 +102,8 @@ class Importance(ctypes.Structure):
 
 
 @pytest.fixture(scope="module")
-def llama_cpp() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        module = pytest.importorskip("llama_cpp", reason="the oracle needs llama-cpp-python")
-    quiet = module.llama_log_callback(lambda level, text, data: None)
-    module.llama_log_set(quiet, ctypes.c_void_p(0))
-    module.keep_quiet = quiet
-    return module
+def llama_cpp(quiet_llama_cpp: Any) -> Any:
+    return quiet_llama_cpp
 
 
 def types_of_llama_cpp(llama_cpp: Any, path: Path, file_type: FileType, importance: Any = None) -> dict[str, GGMLType]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,19 +21,15 @@ NO_IDS = np.empty(0, np.int32)
 
 
 @pytest.fixture(scope="module")
-def llama():
+def llama(quiet_llama_cpp):
     """llama-cpp-python's low-level functions."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip("llama_cpp", reason="the oracle needs llama-cpp-python")
+    return quiet_llama_cpp
 
 
 @pytest.fixture(scope="module")
 def vocab(llama):
     """The vocabulary of the embedded model, as llama.cpp reads it; DRY spells its breakers with it."""
     options = llama.llama_model_default_params()  # with vocab_only DRY would do nothing
-    log = llama.llama_log_callback(lambda level, text, data: None)
-    llama.llama_log_set(log, ctypes.c_void_p(0))
     model = llama.llama_model_load_from_file(str(HAIKU).encode(), options)
     yield llama.llama_model_get_vocab(model)
     llama.llama_model_free(model)
