@@ -30,7 +30,6 @@ struct V512 {
   static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
 
   static INLINE void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
-  static INLINE void prefetch_far(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
   static INLINE I zero() { return _mm512_setzero_si512(); }
   static INLINE F zero_f() { return _mm512_setzero_ps(); }
   static INLINE I set1(int32_t v) { return _mm512_set1_epi32(v); }

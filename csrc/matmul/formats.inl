@@ -76,7 +76,6 @@ struct SuperFormat {
   // Worth unpacking once for many rows: codes of two and three bits (156 against 138 G products per second for Q3_K);
   // the others lose up to a fifth by it.
   static constexpr bool kUnpack = kMaxCode <= 7;
-  static constexpr int kPrefetchBytes = 0;  // one forward stream: the hardware's prefetcher does better alone
   using Wide = SuperFormat<V, PlainCodes<V, 64 / kGroups, kMaxCode>, PlainScales<V, kGroups>, kWideCodes,
                            kWideCodes + 64, Offset, Min, true>;
 
@@ -168,7 +167,6 @@ struct BlockFormat {
   using Fl = typename V::F;
   static constexpr int kHeader = Min ? 64 : 32;
   static constexpr int kSliceBytes = 8 * (kHeader + C::kPlanes * kPlaneBytes);
-  static constexpr int kPrefetchBytes = 0;  // one forward stream: the hardware's prefetcher does better alone
   static constexpr bool kUnpack = false;
 
   static INLINE Place place(const uint8_t* tile, int64_t n_cols, int64_t b) {
@@ -221,7 +219,6 @@ struct FloatFormat {
   using V = V_;
   using Fl = typename V::F;
   static constexpr int kBytes = Type == GGMLType::F32 ? 4 : 2, kSliceBytes = kSuperblock * kTileRows * kBytes;
-  static constexpr int kPrefetchBytes = 0;
   static constexpr bool kUnpack = false;
 
   static INLINE Place place(const uint8_t* tile, int64_t, int64_t b) { return {nullptr, tile + b * kSliceBytes}; }

@@ -28,7 +28,6 @@ struct V1 {
   static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
 
   static void prefetch(const uint8_t*) {}
-  static void prefetch_far(const uint8_t*) {}
   static I zero() { return 0; }
   static F zero_f() { return 0.0f; }
   static I set1(int64_t v) { return static_cast<I>(v); }

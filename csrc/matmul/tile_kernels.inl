@@ -30,8 +30,6 @@ INLINE void add_tile(const TileArgs& a, int64_t row, int lane) {
   UNROLL for (int m = 0; m < M; ++m) acc[m] = V::zero_f();
   for (int64_t b = 0; b < n_slices; ++b) {
     const Place p = F::place(a.tile, act.n_cols, b);
-    if constexpr (F::kPrefetchBytes > 0)
-      for (int i = 0; i < F::kSliceBytes; i += kPlaneBytes) V::prefetch_far(p.body + F::kPrefetchBytes + i);
     F::template add_slice<M>(p, act, b, a.row + row, lane, acc);
   }
   UNROLL for (int m = 0; m < M; ++m) store_sum<V>(a, row + m, lane, acc[m]);

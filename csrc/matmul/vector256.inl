@@ -6,7 +6,6 @@ struct V256 {
   static constexpr int lanes = 8;
 
   static INLINE void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
-  static INLINE void prefetch_far(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
   static INLINE I zero() { return _mm256_setzero_si256(); }
   static INLINE F zero_f() { return _mm256_setzero_ps(); }
   static INLINE I set1(int64_t v) { return _mm256_set1_epi32(static_cast<int32_t>(v)); }

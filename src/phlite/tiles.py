@@ -14,6 +14,7 @@ differs is stale.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
@@ -150,7 +151,8 @@ class TileWriter:
         except OSError as error:
             raise RequestError(f"{self.path}: cannot be written: {error.strerror}") from error
         finally:
-            self._file.close()
+            with contextlib.suppress(OSError):  # a full disk refuses the last bytes again; the file goes away anyway
+                self._file.close()
             Path(self._file.name).unlink(missing_ok=True)
 
     def _finish(self) -> None:

@@ -66,6 +66,24 @@ def test_a_disk_without_room_is_refused_before_writing(tmp_path):
         TileWriter(tmp_path / "model.tiles", "one model", model_bytes=1 << 60)
 
 
+def test_a_disk_that_fills_up_is_one_error_and_leaves_nothing(tmp_path, tiles):
+    resource = pytest.importorskip("resource", reason="this system has no limit on the size of files")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill():
+        with TileWriter(tmp_path / "model.tiles", "one model", model_bytes=1000) as writer:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10000, limits[1]))
+            for key, data in tiles.items():
+                writer.keep(key, data)
+
+    try:
+        with pytest.raises(RequestError, match="cannot be written"):
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("size", [0, 10, HEADER.size, 4096, 20000])
 def test_a_cut_file_is_refused(written, size):
     content = written.read_bytes()[:size]
