@@ -1,9 +1,10 @@
 // Matrix products with AVX2: no 8-bit dot product with 32-bit sums, so vpmaddubsw forms pairs in 16 bits.
 //
-// Codes of up to six bits: the pairs of several steps are added in 16 bits (4-bit: 8 steps, 30,480 at most; 5-bit: 4
-// steps, 31,496; 6-bit: 2 steps, 32,004; all below 32,768), then one vpmaddwd widens them and applies the scale of the
-// group at once. Signed 8-bit codes: |code| times activation with the code's sign, widened every step.
-// Register tile: eight rows of weights times four rows of activations; wider ones spill (sixteen registers).
+// The pairs of several steps are added in 16 bits (4-bit: 8 steps, 30,480 at most; 5-bit: 4 steps, 31,496; 6-bit: 2
+// steps, 32,004; signed 8-bit codes, as |code| times activation with the code's sign: 1 step, 32,512; all below
+// 32,768), then one vpmaddwd widens them and applies the scale of the group at once. Register tile: sixteen rows of
+// weights (two registers) times four rows of activations: eight sums, the codes, an activation and a product; totals
+// are added to in memory.
 #include "matmul/kernels.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -36,24 +37,31 @@ struct VAvx2 : V256 {
 
   template <int MaxCode>
   static constexpr int flush_every() {
-    return MaxCode <= 15 ? 8 : MaxCode <= 31 ? 4 : MaxCode <= 63 ? 2 : 64;
+    return MaxCode <= 15 ? 8 : MaxCode <= 31 ? 4 : MaxCode <= 63 ? 2 : 1;
   }
   template <int MaxCode>
   static INLINE I dot(I acc, I codes, const int8_t* act) {
-    const I a = broadcast(act);
-    if constexpr (MaxCode <= 63) return _mm256_add_epi16(acc, _mm256_maddubs_epi16(codes, a));
-    const I pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(a, codes));
-    return add(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    const __m256i a = broadcast(act);
+    return {_mm256_add_epi16(acc.lo, pairs<MaxCode>(codes.lo, a)),
+            _mm256_add_epi16(acc.hi, pairs<MaxCode>(codes.hi, a))};
   }
-  // The scale is an int16 that fills its lane: times both halves and their sum in one instruction.
-  template <int MaxCode>
+  // A scale fills both halves of its lane as int16: times both sums and their sum in one instruction.
+  static INLINE I unit_scale() { return set1(0x00010001); }
+  static INLINE I fold_scale(I scale) { return shuffle_lanes(scale, 0x01000100); }
+  template <int>
   static INLINE I fold(I total, I acc, I scale) {
-    if constexpr (MaxCode > 63) return add(total, mul(acc, scale));
-    const I both = or_(and_(scale, set1(0xFFFF)), shift<16>(scale));
-    return add(total, _mm256_madd_epi16(acc, both));
+    return add(total, {_mm256_madd_epi16(acc.lo, scale.lo), _mm256_madd_epi16(acc.hi, scale.hi)});
   }
   static INLINE I madd16(I acc, I pair, const int16_t* sums) {
-    return add(acc, _mm256_madd_epi16(pair, broadcast(sums)));
+    const __m256i s = broadcast(sums);
+    return add(acc, {_mm256_madd_epi16(pair.lo, s), _mm256_madd_epi16(pair.hi, s)});
+  }
+
+ private:
+  template <int MaxCode>
+  static INLINE __m256i pairs(__m256i codes, __m256i act) {
+    if constexpr (MaxCode <= 63) return _mm256_maddubs_epi16(codes, act);
+    return _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(act, codes));
   }
 };
 

@@ -100,6 +100,7 @@ struct V512 {
     return add(total, mul(acc, scale));
   }
   static INLINE I unit_scale() { return set1(1); }
+  static INLINE I fold_scale(I scale) { return scale; }
   static INLINE I madd16(I acc, I pair, const int16_t* sums) { return _mm512_dpwssd_epi32(acc, pair, broadcast(sums)); }
 
   static INLINE F to_f(I v) { return _mm512_cvtepi32_ps(v); }

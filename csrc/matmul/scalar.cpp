@@ -102,6 +102,7 @@ struct V1 {
     return total + acc * scale;
   }
   static I unit_scale() { return 1; }
+  static I fold_scale(I scale) { return scale; }
   static I madd16(I acc, I pair, const int16_t* sums) {
     return acc + half(pair, 0) * sums[0] + half(pair, 1) * sums[1];
   }

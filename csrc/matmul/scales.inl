@@ -109,7 +109,7 @@ struct ScalesIQ4XS {  // eight 6-bit scales with 32 added: four bits in a plane,
 template <class V, class Scales, int G = 0>
 INLINE void expand_scales(const Scales& s, typename V::I* out) {
   if constexpr (G < Scales::kGroups) {
-    out[G] = s.template scale<G>();
+    out[G] = V::fold_scale(s.template scale<G>());
     expand_scales<V, Scales, G + 1>(s, out);
   }
 }

@@ -1,5 +1,5 @@
-// Eight lanes with byte dot products. DPBUSD and DPWSSD name the intrinsics of the encoding; included inside a target
-// region, followed by the kernels. Register tile: eight rows of weights times four rows of activations.
+// Byte dot products in two registers. DPBUSD and DPWSSD name the intrinsics of the encoding; included inside a target
+// region, followed by the kernels. Register tile: sixteen rows of weights times four rows of activations.
 
 #include "matmul/vector256.inl"
 
@@ -7,7 +7,10 @@ struct VVnni256 : V256 {
   static constexpr int kMaxRows = 4, kSignedOffset = 128;
   static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
 
-  static INLINE I from_signed(I a) { return _mm256_xor_si256(a, set1(0x80808080)); }
+  static INLINE I from_signed(I a) {
+    const __m256i top = _mm256_set1_epi8(-128);
+    return {_mm256_xor_si256(a.lo, top), _mm256_xor_si256(a.hi, top)};
+  }
   static INLINE I lookup_iq4(I a) {  // the IQ4 values with 128 added
     return table(_mm_setr_epi8(1, 24, 45, 63, 79, 93, 106, 118, -127, -115, -103, -90, -75, -59, -39, -15), a);
   }
@@ -18,13 +21,19 @@ struct VVnni256 : V256 {
   }
   template <int>
   static INLINE I dot(I acc, I codes, const int8_t* act) {
-    return DPBUSD(acc, codes, broadcast(act));
+    const __m256i a = broadcast(act);
+    return {DPBUSD(acc.lo, codes.lo, a), DPBUSD(acc.hi, codes.hi, a)};
   }
+  static INLINE I unit_scale() { return set1(1); }
+  static INLINE I fold_scale(I scale) { return scale; }
   template <int>
   static INLINE I fold(I total, I acc, I scale) {
     return add(total, mul(acc, scale));
   }
-  static INLINE I madd16(I acc, I pair, const int16_t* sums) { return DPWSSD(acc, pair, broadcast(sums)); }
+  static INLINE I madd16(I acc, I pair, const int16_t* sums) {
+    const __m256i s = broadcast(sums);
+    return {DPWSSD(acc.lo, pair.lo, s), DPWSSD(acc.hi, pair.hi, s)};
+  }
 };
 
 #include "matmul/tile_kernels.inl"
