@@ -91,9 +91,15 @@ struct V512 {
   static constexpr int flush_every() {
     return 64;
   }
+  // GCC does not join a broadcast with these two instructions, and twice as many instructions cost 3 % of a prefill.
   template <int>
   static INLINE I dot(I acc, I codes, const int8_t* act) {
+#if defined(__GNUC__) && !defined(__clang__)
+    asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(codes), "m"(*reinterpret_cast<const int8_t (*)[4]>(act)));
+    return acc;
+#else
     return _mm512_dpbusd_epi32(acc, codes, broadcast(act));
+#endif
   }
   template <int>
   static INLINE I fold(I total, I acc, I scale) {
@@ -101,7 +107,14 @@ struct V512 {
   }
   static INLINE I unit_scale() { return set1(1); }
   static INLINE I fold_scale(I scale) { return scale; }
-  static INLINE I madd16(I acc, I pair, const int16_t* sums) { return _mm512_dpwssd_epi32(acc, pair, broadcast(sums)); }
+  static INLINE I madd16(I acc, I pair, const int16_t* sums) {
+#if defined(__GNUC__) && !defined(__clang__)
+    asm("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(pair), "m"(*reinterpret_cast<const int16_t (*)[2]>(sums)));
+    return acc;
+#else
+    return _mm512_dpwssd_epi32(acc, pair, broadcast(sums));
+#endif
+  }
 
   static INLINE F to_f(I v) { return _mm512_cvtepi32_ps(v); }
   static INLINE I round(F v) { return _mm512_cvtps_epi32(v); }
