@@ -6,10 +6,23 @@
 
 #include "cpu/isa.h"
 #include "cpu/limits.h"
-#include "support/thread_pool.h"
+#include "support/launch.h"
 
 namespace nb = nanobind;
 using namespace phlite;
+
+namespace phlite {
+
+void settle(ThreadPool& pool) {
+  const std::vector<std::unique_ptr<Operation>> noted = pool.take_noted();  // let go under the lock
+  std::vector<Operation*> in_order;
+  in_order.reserve(noted.size());
+  for (const auto& operation : noted) in_order.push_back(operation.get());
+  nb::gil_scoped_release release;
+  pool.run_in_order(in_order.data(), in_order.size());
+}
+
+}  // namespace phlite
 
 NB_MODULE(_native, m) {
   m.doc() = "Native operations of phlite. Private: use phlite.ops, which checks shapes and dtypes.";
@@ -28,7 +41,16 @@ NB_MODULE(_native, m) {
 
   nb::class_<ThreadPool>(m, "ThreadPool", "Persistent worker threads shared by the operations of one model.")
       .def(nb::init<int>(), nb::arg("n_threads"))
-      .def_prop_ro("n_threads", &ThreadPool::size);
+      .def_prop_ro("n_threads", &ThreadPool::size)
+      .def("defer", &ThreadPool::defer, "Note operations of this thread down; RuntimeError when that is so already.")
+      .def("settle", &settle, "Run what is noted down, in order.")
+      .def(
+          "stop_deferring",
+          [](ThreadPool& pool) {
+            pool.stop_deferring();
+            pool.take_noted();
+          },
+          "Run operations at once again; what is noted down and not settled is dropped.");
 
   const auto unlocked = nb::call_guard<nb::gil_scoped_release>();
   m.def("measure_read_bandwidth", &measure_read_bandwidth, nb::arg("pool"), nb::arg("n_bytes") = size_t{256} << 20,

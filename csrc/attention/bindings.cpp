@@ -16,6 +16,7 @@
 #include "attention/batch.h"
 #include "attention/kv_cache.h"
 #include "attention/step.h"
+#include "support/launch.h"
 
 namespace nb = nanobind;
 
@@ -88,9 +89,10 @@ void run_attention(const Floats& qkv, const Floats& out, KVCache& cache, int lay
     require(sparse.local_blocks >= 1 && sparse.vert_stride >= 1, "attention: ", sparse.local_blocks,
             " local blocks and a vertical stride of ", sparse.vert_stride, ", expected at least 1 of each");
   }
-  nb::gil_scoped_release released;
-  attention::attend_step({qkv.data(), out.data(), n_heads, softmax_scale, sliding_window, rope_interleaved, sparse},
-                         cache, layer_idx, batch, pool);
+  const attention::StepArgs args{qkv.data(),     out.data(),       n_heads, softmax_scale,
+                                 sliding_window, rope_interleaved, sparse};
+  launch(pool, attention::AttentionOperation(args, cache, layer_idx, batch, pool.size()), nb::find(cache),
+         nb::find(batch), qkv, out);
 }
 
 void read_cache(const KVCache& cache, int layer_idx, const ConstInts& block_table, const Heads& k, const Heads& v) {

@@ -1,13 +1,11 @@
-// The block-based cache of keys and values of all layers, and the scratch memory of the attention over it.
+// The block-based cache of keys and values of all layers.
 #pragma once
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
 #include <string>
 #include <vector>
 
 #include "attention/attention.h"
-#include "support/aligned.h"
 #include "support/large_buffer.h"
 
 namespace phlite::attention {
@@ -16,6 +14,8 @@ class KVCache {
  public:
   // dtype: "f16", "f32" or "q8_0". Throws std::invalid_argument on a bad argument, std::bad_alloc without memory.
   KVCache(int n_layers, int n_blocks, int n_kv_heads, int head_dim, const std::string& dtype);
+  KVCache(const KVCache&) = delete;
+  KVCache& operator=(const KVCache&) = delete;
 
   int n_layers() const { return static_cast<int>(layers_.size()); }
   int n_blocks() const { return n_blocks_; }
@@ -36,10 +36,6 @@ class KVCache {
 
   // Expands n positions of one layer, found through a block table: k, v float[n][n_kv_heads][head_dim].
   void read(int layer, const int32_t* block_table, int n_positions, float* k, float* v) const;
-
-  // One call at a time uses the scratch.
-  std::mutex mutex;
-  AlignedBuffer scratch;
 
  private:
   HeadLayout layout_;

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <vector>
 
 #include "attention/scratch.h"
 
@@ -26,14 +27,15 @@ struct Task {
   int head(int row) const { return first_head + (first_row + row) % n_heads; }
 };
 
+}  // namespace
+
 // Everything about one call that tasks share.
-class Step {
+class AttentionOperation::Step {
  public:
-  Step(const StepArgs& args, KVCache& cache, int layer, const Batch& batch, ThreadPool& pool)
+  Step(const StepArgs& args, KVCache& cache, int layer, const Batch& batch, int n_threads)
       : args_(args),
         cache_(cache),
         batch_(batch),
-        pool_(pool),
         kernels_(kernels(active_isa())),
         layer_(layer),
         D_(cache.head_dim()),
@@ -41,21 +43,29 @@ class Step {
         G_(args.n_heads / cache.n_kv_heads()),
         row_stride_(static_cast<size_t>(args.n_heads + 2 * Hkv_) * D_),
         partial_floats_(static_cast<size_t>(kTileRows) * (o_stride(D_) + 2)) {
-    plan();
+    plan(n_threads);
   }
 
-  void run() {
-    pool_.run([this](int thread, int n_threads) {
-      rotate_and_write(thread, n_threads);
-      pool_.barrier();
-      if (split_) {
-        attend_split(thread);
-        pool_.barrier();
-        merge_split(thread, n_threads);
-      } else {
-        attend_whole(thread);
-      }
-    });
+  size_t scratch_bytes(int n_threads) const {
+    const size_t n_partials = split_ ? static_cast<size_t>(segment_starts_[n_tasks_]) : 0;
+    return (n_threads * thread_floats_ + n_partials * partial_floats_) * sizeof(float);
+  }
+
+  void place_scratch(uint8_t* scratch, int n_threads) {
+    thread_scratch_ = reinterpret_cast<float*>(scratch);
+    partials_ = thread_scratch_ + n_threads * thread_floats_;
+  }
+
+  void work(ThreadPool& pool, int thread, int n_threads) const {
+    rotate_and_write(thread, n_threads);
+    pool.barrier();
+    if (split_) {
+      attend_split(pool, thread);
+      pool.barrier();
+      merge_split(thread, n_threads);
+    } else {
+      attend_whole(pool, thread);
+    }
   }
 
  private:
@@ -77,8 +87,8 @@ class Step {
   // Long tiles of a sequence first, so that the last tasks of a step are short ones; a head's tiles follow each other,
   // so that its keys and values are still in the cache.
   Task task(int64_t idx) const {
-    const int seq =
-        static_cast<int>(std::upper_bound(task_starts_, task_starts_ + batch_.n_seqs() + 1, idx) - task_starts_) - 1;
+    const auto after = std::upper_bound(task_starts_.begin(), task_starts_.end(), idx);
+    const int seq = static_cast<int>(after - task_starts_.begin()) - 1;
     const int64_t local = idx - task_starts_[seq];
     const int tiles = n_tiles(seq), tile = tiles - 1 - static_cast<int>(local % tiles);
     const int first_row = tile * kTileRows, n_heads = heads_per_task(seq);
@@ -86,40 +96,17 @@ class Step {
     return {seq, static_cast<int>(local / tiles) * n_heads, n_heads, first_row, n_rows};
   }
 
-  // Counts the tasks and lays out the scratch memory: task_starts | segment_starts | threads | partial results.
-  void plan() {
-    const int n_seqs = batch_.n_seqs();
-    const auto round64 = [](size_t n) { return (n + 63) / 64 * 64; };
-    int64_t n_tasks = 0;
-    for (int b = 0; b < n_seqs; ++b) n_tasks += count_tasks(b);
-    n_tasks_ = n_tasks;
-    const bool few = n_tasks < static_cast<int64_t>(kTasksPerThread) * pool_.size() && batch_.longest() > kSegment;
-
-    const size_t starts_bytes = round64((n_seqs + 1 + (few ? n_tasks + 1 : 0)) * sizeof(int64_t));
-    thread_floats_ = round64(Scratch(nullptr, D_).n_floats + 2 * partial_floats_);
-    const size_t fixed_bytes = starts_bytes + pool_.size() * thread_floats_ * sizeof(float);
-    cache_.scratch.reserve(fixed_bytes);
-    lay_out(starts_bytes);
-    if (!few) return;
-    const int64_t n_partials = segment_starts_[n_tasks];
-    if (n_partials == n_tasks || n_partials * partial_floats_ > kMostPartialFloats) return;
-    split_ = true;
-    cache_.scratch.reserve(fixed_bytes + n_partials * partial_floats_ * sizeof(float));
-    lay_out(starts_bytes);
-  }
-
-  void lay_out(size_t starts_bytes) {
-    uint8_t* at = cache_.scratch.data();
-    task_starts_ = reinterpret_cast<int64_t*>(at);
-    task_starts_[0] = 0;
-    for (int b = 0; b < batch_.n_seqs(); ++b) task_starts_[b + 1] = task_starts_[b] + count_tasks(b);
-    segment_starts_ = task_starts_ + batch_.n_seqs() + 1;
-    if (reinterpret_cast<uint8_t*>(segment_starts_ + n_tasks_ + 1) <= at + starts_bytes) {
-      segment_starts_[0] = 0;
-      for (int64_t i = 0; i < n_tasks_; ++i) segment_starts_[i + 1] = segment_starts_[i] + n_segments(task(i));
-    }
-    thread_scratch_ = reinterpret_cast<float*>(at + starts_bytes);
-    partials_ = thread_scratch_ + pool_.size() * thread_floats_;
+  // Counts the tasks, and their segments where these become tasks of their own.
+  void plan(int n_threads) {
+    task_starts_.assign(1, 0);
+    for (int b = 0; b < batch_.n_seqs(); ++b) task_starts_.push_back(task_starts_.back() + count_tasks(b));
+    n_tasks_ = task_starts_.back();
+    thread_floats_ = (Scratch(nullptr, D_).n_floats + 2 * partial_floats_ + 15) / 16 * 16;
+    if (n_tasks_ >= static_cast<int64_t>(kTasksPerThread) * n_threads || batch_.longest() <= kSegment) return;
+    segment_starts_.assign(1, 0);
+    for (int64_t i = 0; i < n_tasks_; ++i) segment_starts_.push_back(segment_starts_.back() + n_segments(task(i)));
+    const int64_t n_partials = segment_starts_.back();
+    split_ = n_partials > n_tasks_ && n_partials * partial_floats_ <= kMostPartialFloats;
   }
 
   Partial partial_at(float* at) const { return {at, at + kTileRows, at + 2 * kTileRows}; }
@@ -208,20 +195,21 @@ class Step {
 
   float* scratch_of(int thread) const { return thread_scratch_ + thread * thread_floats_; }
 
-  void attend_whole(int thread) const {
+  void attend_whole(ThreadPool& pool, int thread) const {
     float* scratch = scratch_of(thread);
     float* after = scratch + Scratch(nullptr, D_).n_floats;
     const Partial total = partial_at(after), spare = partial_at(after + partial_floats_);
-    for (int64_t i; (i = pool_.take_chunk(1)) < n_tasks_;) {
+    for (int64_t i; (i = pool.take_chunk(1)) < n_tasks_;) {
       const Task t = task(i);
       attend(t, first_segment(t), n_segments(t), scratch, total, &spare);
       finish(t, total);
     }
   }
 
-  void attend_split(int thread) const {
-    for (int64_t i; (i = pool_.take_chunk(1)) < segment_starts_[n_tasks_];) {
-      const int64_t idx = std::upper_bound(segment_starts_, segment_starts_ + n_tasks_ + 1, i) - segment_starts_ - 1;
+  void attend_split(ThreadPool& pool, int thread) const {
+    for (int64_t i; (i = pool.take_chunk(1)) < segment_starts_[n_tasks_];) {
+      const auto after = std::upper_bound(segment_starts_.begin(), segment_starts_.end(), i);
+      const int64_t idx = after - segment_starts_.begin() - 1;
       const Task t = task(idx);
       const int segment = first_segment(t) + static_cast<int>(i - segment_starts_[idx]);
       attend(t, segment, 1, scratch_of(thread), stored_partial(i), nullptr);
@@ -238,23 +226,20 @@ class Step {
     }
   }
 
-  const StepArgs& args_;
+  const StepArgs args_;
   KVCache& cache_;
   const Batch& batch_;
-  ThreadPool& pool_;
   const Kernels& kernels_;
   const int layer_, D_, Hkv_, G_;
   const size_t row_stride_, partial_floats_;
   size_t thread_floats_ = 0;
   int64_t n_tasks_ = 0;
   bool split_ = false;
-  int64_t* task_starts_ = nullptr;
-  int64_t* segment_starts_ = nullptr;
+  std::vector<int64_t> task_starts_;     // of each sequence, and the end
+  std::vector<int64_t> segment_starts_;  // of each task where segments may be tasks, and the end
   float* thread_scratch_ = nullptr;
   float* partials_ = nullptr;
 };
-
-}  // namespace
 
 const Kernels& kernels(Isa isa) {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -273,9 +258,17 @@ const Kernels& kernels(Isa isa) {
   return kScalarKernels;
 }
 
-void attend_step(const StepArgs& args, KVCache& cache, int layer, const Batch& batch, ThreadPool& pool) {
-  std::lock_guard<std::mutex> lock(cache.mutex);
-  Step(args, cache, layer, batch, pool).run();
+AttentionOperation::AttentionOperation(const StepArgs& args, KVCache& cache, int layer, const Batch& batch,
+                                       int n_threads)
+    : step_(std::make_unique<Step>(args, cache, layer, batch, n_threads)) {}
+
+AttentionOperation::AttentionOperation(AttentionOperation&&) noexcept = default;
+AttentionOperation::~AttentionOperation() = default;
+
+size_t AttentionOperation::scratch_bytes(int n_threads) const noexcept { return step_->scratch_bytes(n_threads); }
+void AttentionOperation::prepare(uint8_t* scratch, int n_threads) noexcept { step_->place_scratch(scratch, n_threads); }
+void AttentionOperation::work(ThreadPool& pool, int thread, int n_threads) noexcept {
+  step_->work(pool, thread, n_threads);
 }
 
 }  // namespace phlite::attention

@@ -1,5 +1,7 @@
 // One layer's attention for a ragged batch: rotate, write to the cache, attend.
 #pragma once
+#include <memory>
+
 #include "attention/batch.h"
 #include "attention/kv_cache.h"
 #include "support/thread_pool.h"
@@ -27,8 +29,21 @@ struct StepArgs {
 };
 
 // The keys and values of all tokens are written before any of them is read. The result depends on each token's own
-// sequence only, bit for bit. Uses the scratch of the cache: one call at a time, others wait.
-// The caller has checked that layer, heads and every block id of the batch exist in the cache, and that rot <= D.
-void attend_step(const StepArgs& args, KVCache& cache, int layer, const Batch& batch, ThreadPool& pool);
+// sequence only, bit for bit. The caller has checked that layer, heads and every block id of the batch exist in the
+// cache, and that rot <= D.
+class AttentionOperation final : public Operation {
+ public:
+  AttentionOperation(const StepArgs& args, KVCache& cache, int layer, const Batch& batch, int n_threads);
+  AttentionOperation(AttentionOperation&&) noexcept;
+  ~AttentionOperation() override;
+  size_t scratch_bytes(int n_threads) const noexcept override;
+  void prepare(uint8_t* scratch, int n_threads) noexcept override;
+  void work(ThreadPool& pool, int thread, int n_threads) noexcept override;
+  void warm_up(int, int) const noexcept override {}
+
+ private:
+  class Step;
+  std::unique_ptr<Step> step_;
+};
 
 }  // namespace phlite::attention

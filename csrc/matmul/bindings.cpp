@@ -13,6 +13,7 @@
 #include <tuple>
 
 #include "matmul/linear.h"
+#include "support/launch.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -66,6 +67,7 @@ void run_norm(const In2& x, const In1& weight, float eps, const std::optional<In
   check_shape("out", out.shape(0), out.shape(1), n_rows, n_cols);
   const Norm n = norm_of(weight, bias, eps, n_cols);
   if (n_rows == 0) return;
+  if (pool && pool->deferring()) settle(*pool);
   nb::gil_scoped_release release;
   norm(n, x.data(), n_rows, n_cols, out.data(), pool);
 }
@@ -100,12 +102,12 @@ void run_linear(const PackedMatrix& w, const In2& x, const Out2& out, ThreadPool
     a.addend = addend->data();
   }
   if (residual) {
-    check_shape("residual", residual->shape(0), residual->shape(1), a.n_rows, w.n_outputs());
+    check_shape("residual", residual->shape(0), residual->shape(1), a.n_x_rows, w.n_outputs());
     a.residual = residual->data();
   }
   if (a.n_rows == 0) return;
-  nb::gil_scoped_release release;
-  linear(a, w, pool);
+  launch(pool, LinearOperation(a, w, pool.size()), nb::find(w), x, out, norm_weight, residual, rows, norm_bias, bias,
+         addend);
 }
 
 }  // namespace

@@ -2,10 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <stdexcept>
-#include <string>
 
-#include "support/aligned.h"
+#include "matmul/kernels.h"
+#include "support/prefetch.h"
 
 namespace phlite {
 namespace {
@@ -16,92 +15,10 @@ constexpr int64_t kChunkTiles = 4;
 // Bytes of activations that go over a chunk of tiles together.
 constexpr int64_t kPassBytes = 600 << 10;
 
+// Bytes of its first chunk that a thread asks for while others are still busy with the operation before.
+constexpr int64_t kWarmUpBytes = 16 << 10;
+
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-}  // namespace
-
-PackedMatrix::PackedMatrix(const std::vector<MatrixPart>& parts, int64_t n_cols, Activation activation,
-                           float gegelu_limit, bool release_source, StoredTiles stored, ThreadPool& pool)
-    : n_cols_(n_cols), activation_(activation), gegelu_limit_(gegelu_limit) {
-  for (const MatrixPart& p : parts) {
-    const int format = packed_format_index(p.ggml_type);
-    if (format < 0) throw std::invalid_argument("block format " + std::to_string(p.ggml_type) + " is not supported");
-    const PackedFormat& f = packed_format(format);
-    if (n_cols <= 0 || p.n_rows <= 0 || n_cols % f.block_cols != 0)
-      throw std::invalid_argument(std::string(f.name) + " matrix of " + std::to_string(p.n_rows) + " x " +
-                                  std::to_string(n_cols) + ": columns must be a positive multiple of " +
-                                  std::to_string(f.block_cols));
-    if (p.n_bytes != p.n_rows * (n_cols / f.block_cols) * f.block_bytes)
-      throw std::invalid_argument(std::string(f.name) + " matrix of " + std::to_string(p.n_rows) + " x " +
-                                  std::to_string(n_cols) + " has " + std::to_string(p.n_bytes) + " bytes");
-    n_rows_ += p.n_rows;
-    needs_[static_cast<int>(f.activations)] = true;
-  }
-  if (n_rows_ == 0 || (gated() && n_rows_ % 2))
-    throw std::invalid_argument("a gate and up matrix needs an even number of rows");
-
-  // Source rows in the order of the output: of a gated matrix, tiles of gate and up rows alternate.
-  struct Source {
-    const uint8_t* rows[kTileRows];
-  };
-  std::vector<Source> sources;
-  const auto find = [&](int64_t row, int& part) {
-    part = 0;
-    while (row >= parts[part].n_rows) row -= parts[part++].n_rows;
-    return row;
-  };
-  const auto add_tile = [&](int64_t out_col, int half, int64_t offset) {
-    Source s{};
-    Tile t{offset, static_cast<int32_t>(out_col), 0, 0};
-    const auto [first, stride] = source_rows(out_col, half);
-    int first_part = 0;
-    find(first, first_part);
-    t.format = static_cast<int16_t>(packed_format_index(parts[first_part].ggml_type));
-    const PackedFormat& f = packed_format(t.format);
-    const int64_t row_bytes = n_cols_ / f.block_cols * f.block_bytes;
-    for (int r = 0; r < kTileRows && out_col + r < n_outputs(); ++r) {
-      int part = 0;
-      const int64_t at = find(first + r * stride, part);
-      if (part != first_part) break;  // a tile has one format: a new part begins a new tile
-      s.rows[r] = parts[part].data + at * row_bytes;
-      ++t.n_valid;
-    }
-    sources.push_back(s);
-    tiles_.push_back(t);
-    return std::pair<int64_t, int64_t>{t.n_valid, tile_bytes(f, n_cols_)};
-  };
-  int64_t offset = 0;
-  for (int64_t out_col = 0; out_col < n_outputs();) {
-    const auto [n, bytes] = add_tile(out_col, 0, offset);
-    offset += bytes;
-    if (gated()) {
-      const auto [n_up, up_bytes] = add_tile(out_col, 1, offset);
-      offset += up_bytes;
-      if (n_up != n) throw std::invalid_argument("gate and up rows are split in different places");
-    }
-    out_col += n;
-  }
-
-  n_bytes_ = offset;
-  if (stored.data) {
-    if (stored.n_bytes != offset || reinterpret_cast<uintptr_t>(stored.data) % kPlaneBytes)
-      throw std::invalid_argument(std::to_string(stored.n_bytes) + " bytes of stored tiles, expected " +
-                                  std::to_string(offset) + ", aligned to 64");
-    data_ = stored.data;
-    return;
-  }
-  storage_ = LargeBuffer(static_cast<size_t>(offset));
-  data_ = storage_.data();
-  const int64_t n_tiles = static_cast<int64_t>(tiles_.size());
-  pool.run([&](int, int) {
-    for (int64_t i; (i = pool.take_chunk(1)) < n_tiles;)
-      pack_tile(packed_format(tiles_[i].format), sources[i].rows, n_cols_, storage_.data() + tiles_[i].offset);
-  });
-  if (release_source)
-    for (const MatrixPart& p : parts) release_mapped_pages(p.data, static_cast<size_t>(p.n_bytes));
-}
-
-namespace {
 
 // From one row of float activations to the next: a line more than the columns, since the rows of a group are read side
 // by side, and rows that are a multiple of 4 KB apart would meet in the same few places of the first-level cache.
@@ -159,7 +76,8 @@ struct Job {
   const PackedMatrix& w;
   const MatmulKernels& kernels;
 
-  const float* source_row(int64_t r) const { return args.x + (args.rows ? args.rows[r] : r) * w.n_cols(); }
+  int64_t source_row_idx(int64_t r) const { return args.rows ? args.rows[r] : r; }
+  const float* source_row(int64_t r) const { return args.x + source_row_idx(r) * w.n_cols(); }
 
   // A group of rows of the activations: the norm of each into `normed` (float32[K], the next row's n_normed further),
   // then every kind that the matrix needs. `codes` has room for the group.
@@ -212,9 +130,9 @@ struct Job {
   void multiply_tile(int64_t i, int64_t row, int64_t n, const Workspace (&ws)[2], float* product, float* up) const {
     const PackedMatrix::Tile& tile = w.tiles()[i];
     const int64_t ld = w.n_outputs(), at = row * ld + tile.out_col;
-    const float* residual = args.residual ? args.residual + at : nullptr;
-    if (tile.n_valid == kTileRows && w.activation() == Activation::none && !args.bias && !args.addend)
-      return multiply(tile, row, n, ws, args.out + at, ld, residual);
+    if (tile.n_valid == kTileRows && w.activation() == Activation::none && !args.bias && !args.addend &&
+        !(args.residual && args.rows))
+      return multiply(tile, row, n, ws, args.out + at, ld, args.residual ? args.residual + at : nullptr);
     multiply(tile, row, n, ws, product);
     add_terms(tile, 0, row, n, product);
     if (w.gated()) {
@@ -230,8 +148,9 @@ struct Job {
     for (int64_t m = 0; m < n; ++m) {
       float* out = args.out + at + m * ld;
       const float* p = product + m * kTileRows;
-      if (residual) {
-        for (int c = 0; c < tile.n_valid; ++c) out[c] = residual[m * ld + c] + p[c];
+      if (args.residual) {
+        const float* residual = args.residual + source_row_idx(row + m) * ld + tile.out_col;
+        for (int c = 0; c < tile.n_valid; ++c) out[c] = residual[c] + p[c];
       } else if (tile.n_valid == kTileRows) {  // a fixed count becomes a few vector moves
         std::memcpy(out, p, kTileRows * sizeof(float));
       } else {
@@ -250,59 +169,86 @@ int64_t rows_per_pass(int64_t n_rows, int64_t row_bytes) {
 
 }  // namespace
 
-void linear(const LinearArgs& args, const PackedMatrix& w, ThreadPool& pool) {
-  const Job job{args, w, matmul_kernels()};
-  const int64_t n_tiles = static_cast<int64_t>(w.tiles().size());
-  const int64_t step = w.gated() ? 2 : 1;
-  const int64_t chunk = std::clamp<int64_t>(n_tiles / (pool.size() * 4) / step * step, step, kChunkTiles);
-  const int64_t pass = rows_per_pass(args.n_rows, w.n_cols() * (w.needs(ActivationKind::f32) ? 4 : 1));
-  const bool shared = args.n_rows > 1;
-  const bool both = w.needs(ActivationKind::q8) && w.needs(ActivationKind::q8k);
+LinearOperation::LinearOperation(const LinearArgs& args, const PackedMatrix& w, int n_threads) : args_(args), w_(w) {
+  const int64_t n_tiles = static_cast<int64_t>(w.tiles().size()), step = w.gated() ? 2 : 1;
+  chunk_tiles_ = std::clamp<int64_t>(n_tiles / (n_threads * 4) / step * step, step, kChunkTiles);
+  n_whole_chunks_ = std::max<int64_t>(0, n_tiles / chunk_tiles_ - n_threads);
+  n_chunks_ = n_whole_chunks_ + (n_tiles - n_whole_chunks_ * chunk_tiles_) / step;
 
   // One row is prepared by every thread for itself: a microsecond of double work costs less than a barrier.
+  const MatmulKernels& kernels = matmul_kernels();
+  keep_floats_ = w.needs(ActivationKind::f32) || !shared();
+  n_sets_ = w.needs(ActivationKind::q8) && w.needs(ActivationKind::q8k) ? 2 : 1;
   Workspace measure;
-  const bool floats = w.needs(ActivationKind::f32), keep_floats = floats || !shared;
-  const int64_t set_bytes = measure.lay_out(nullptr, w, args.n_rows, keep_floats);
-  const int64_t n_sets = both ? 2 : 1;
-  const int64_t row_bytes = round_up(w.n_cols() * 4, 64);
-  const int64_t code_bytes = round_up(n_sets * w.n_cols() * std::min<int64_t>(args.n_rows, job.kernels.max_rows), 64);
-  const int64_t share_bytes = n_sets * set_bytes, own_bytes = row_bytes + code_bytes;
-  thread_local AlignedBuffer scratch;
-  scratch.reserve(
-      static_cast<size_t>(shared ? share_bytes + pool.size() * own_bytes : pool.size() * (share_bytes + own_bytes)));
-  uint8_t* const base = scratch.data();
+  set_bytes_ = measure.lay_out(nullptr, w, args.n_rows, keep_floats_);
+  row_bytes_ = round_up(w.n_cols() * 4, 64);
+  own_bytes_ = row_bytes_ + round_up(n_sets_ * w.n_cols() * std::min<int64_t>(args.n_rows, kernels.max_rows), 64);
+}
 
-  pool.run([&](int idx, int n_threads) {
-    uint8_t* mine = shared ? base : base + idx * (share_bytes + own_bytes);
-    uint8_t* const own = shared ? base + share_bytes + idx * own_bytes : mine + share_bytes;
-    int8_t* const codes = reinterpret_cast<int8_t*>(own + row_bytes);
-    Workspace ws[2];
-    ws[0].lay_out(mine, w, args.n_rows, keep_floats);
-    ws[1].lay_out(both ? mine + set_bytes : mine, w, args.n_rows, keep_floats);
-    ws[0].act.x = ws[0].normed;
-    ws[0].act.ld = float_stride(w.n_cols());
-    if (shared) {
-      const int64_t begin = args.n_rows * idx / n_threads, end = args.n_rows * (idx + 1) / n_threads;
-      for (int64_t r = 0; r < args.n_rows;) {  // the groups whose first row is among this thread's
-        const RowGroup group = row_group(args.n_rows, job.kernels.max_rows, r);
-        if (r >= begin && r < end) {
-          float* normed = floats ? ws[0].normed + r * ws[0].act.ld : reinterpret_cast<float*>(own);
-          job.prepare_group(group, ws, normed, floats ? ws[0].act.ld : 0, codes);
-        }
-        r += group.size;
+size_t LinearOperation::scratch_bytes(int n_threads) const noexcept {
+  const int64_t shared_bytes = n_sets_ * set_bytes_;
+  return static_cast<size_t>(shared() ? shared_bytes + n_threads * own_bytes_
+                                      : n_threads * (shared_bytes + own_bytes_));
+}
+
+void LinearOperation::prepare(uint8_t* scratch, int) noexcept { scratch_ = scratch; }
+
+// Whole chunks first, then single tiles (or pairs of gate and up), so that the threads end together.
+LinearOperation::Chunk LinearOperation::chunk(int64_t idx) const noexcept {
+  const int64_t n_tiles = static_cast<int64_t>(w_.tiles().size()), step = w_.gated() ? 2 : 1;
+  if (idx < n_whole_chunks_) return {idx * chunk_tiles_, (idx + 1) * chunk_tiles_};
+  const int64_t first = n_whole_chunks_ * chunk_tiles_ + (idx - n_whole_chunks_) * step;
+  return {first, std::min(first + step, n_tiles)};
+}
+
+void LinearOperation::warm_up(int thread, int) const noexcept {
+  if (thread >= n_chunks_) return;
+  const uint8_t* first = w_.storage() + w_.tiles()[chunk(thread).first].offset;
+  const int64_t n_bytes = std::min(kWarmUpBytes, w_.storage() + w_.n_bytes() - first);
+  for (int64_t i = 0; i < n_bytes; i += 64) prefetch(first + i);
+}
+
+void LinearOperation::work(ThreadPool& pool, int thread, int n_threads) noexcept {
+  const Job job{args_, w_, matmul_kernels()};
+  const int64_t n_rows = args_.n_rows, shared_bytes = n_sets_ * set_bytes_;
+  uint8_t* const mine = shared() ? scratch_ : scratch_ + thread * (shared_bytes + own_bytes_);
+  uint8_t* const own = shared() ? scratch_ + shared_bytes + thread * own_bytes_ : mine + shared_bytes;
+  int8_t* const codes = reinterpret_cast<int8_t*>(own + row_bytes_);
+  Workspace ws[2];
+  ws[0].lay_out(mine, w_, n_rows, keep_floats_);
+  ws[1].lay_out(n_sets_ == 2 ? mine + set_bytes_ : mine, w_, n_rows, keep_floats_);
+  ws[0].act.x = ws[0].normed;
+  ws[0].act.ld = float_stride(w_.n_cols());
+  if (shared()) {
+    const bool floats = w_.needs(ActivationKind::f32);
+    const int64_t begin = n_rows * thread / n_threads, end = n_rows * (thread + 1) / n_threads;
+    for (int64_t r = 0; r < n_rows;) {  // the groups whose first row is among this thread's
+      const RowGroup group = row_group(n_rows, job.kernels.max_rows, r);
+      if (r >= begin && r < end) {
+        float* normed = floats ? ws[0].normed + r * ws[0].act.ld : reinterpret_cast<float*>(own);
+        job.prepare_group(group, ws, normed, floats ? ws[0].act.ld : 0, codes);
       }
-      pool.barrier();
-    } else {
-      job.prepare_group({0, 1}, ws, ws[0].normed, 0, codes);
+      r += group.size;
     }
-    alignas(64) float product[kMaxTileRows * kTileRows], up[kMaxTileRows * kTileRows];
-    for (int64_t first; (first = pool.take_chunk(chunk)) < n_tiles;) {
-      const int64_t last = std::min(first + chunk, n_tiles);
-      for (int64_t row = 0; row < args.n_rows; row += pass)
-        for (int64_t i = first; i < last; i += step)
-          job.multiply_tile(i, row, std::min(pass, args.n_rows - row), ws, product, up);
-    }
-  });
+    pool.barrier();
+  } else {
+    job.prepare_group({0, 1}, ws, ws[0].normed, 0, codes);
+  }
+  const int64_t step = w_.gated() ? 2 : 1;
+  const int64_t pass = rows_per_pass(n_rows, w_.n_cols() * (w_.needs(ActivationKind::f32) ? 4 : 1));
+  alignas(64) float product[kMaxTileRows * kTileRows], up[kMaxTileRows * kTileRows];
+  // A thread's first chunk is known beforehand, so that it can be fetched early; the others go to whoever is free.
+  for (int64_t idx = thread; idx < n_chunks_; idx = n_threads + pool.take_chunk(1)) {
+    const auto [first, last] = chunk(idx);
+    for (int64_t row = 0; row < n_rows; row += pass)
+      for (int64_t i = first; i < last; i += step)
+        job.multiply_tile(i, row, std::min(pass, n_rows - row), ws, product, up);
+  }
+}
+
+void linear(const LinearArgs& args, const PackedMatrix& w, ThreadPool& pool) {
+  LinearOperation operation(args, w, pool.size());
+  pool.run_in_order(operation);
 }
 
 void norm(const Norm& norm, const float* x, int64_t n_rows, int64_t n_cols, float* out, ThreadPool* pool) {

@@ -9,6 +9,7 @@
 
 #include "moe/experts.h"
 #include "moe/route.h"
+#include "support/launch.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -52,6 +53,7 @@ void run_mix(const moe::Experts& experts, const In2& x, const In1& norm_weight, 
   check_rows("residual", residual.shape(0), residual.shape(1), n_rows, n_hidden);
   check_rows("out", out.shape(0), out.shape(1), n_rows, n_hidden);
   if (n_rows == 0) return;
+  if (pool.deferring()) settle(pool);
   nb::gil_scoped_release released;
   moe::mix({x.data(),
             static_cast<int64_t>(n_rows),

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <set>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -72,19 +73,48 @@ ThreadPool::~ThreadPool() {
   for (auto& t : workers_) t.join();
 }
 
-void ThreadPool::barrier() {
-  if (n_threads_ == 1) return;
-  const uint64_t generation = barrier_generation_.load(std::memory_order_acquire);
-  if (n_arrived_.fetch_add(1, std::memory_order_acq_rel) == n_threads_ - 1) {
-    n_arrived_.store(0, std::memory_order_relaxed);
-    barrier_generation_.store(generation + 1, std::memory_order_release);
-    return;
-  }
+void ThreadPool::defer() {
+  if (deferring_ != std::thread::id()) throw std::logic_error("operations of this thread pool are deferred already");
+  deferring_ = std::this_thread::get_id();
+}
+
+bool ThreadPool::arrive(uint64_t& generation) {
+  generation = barrier_generation_.load(std::memory_order_acquire);
+  return n_arrived_.fetch_add(1, std::memory_order_acq_rel) == n_threads_ - 1;
+}
+
+void ThreadPool::release() {
+  n_arrived_.store(0, std::memory_order_relaxed);
+  barrier_generation_.store(barrier_generation_.load(std::memory_order_relaxed) + 1, std::memory_order_release);
+}
+
+void ThreadPool::wait_for_release(uint64_t generation) {
   wait_until([&] { return barrier_generation_.load(std::memory_order_acquire) != generation; }, -1, crowded_);
 }
 
-void ThreadPool::run_region(Region fn, void* ctx) {
+void ThreadPool::run_in_order(Operation* const* operations, size_t n) {
+  if (n == 0) return;
   std::lock_guard<std::mutex> lock(caller_mutex_);
+  size_t most = 0;
+  for (size_t i = 0; i < n; ++i) most = std::max(most, operations[i]->scratch_bytes(n_threads_));
+  scratch_.reserve(most);
+  operations[0]->prepare(scratch_.data(), n_threads_);
+  const auto all = [&](int thread, int n_threads) {
+    for (size_t i = 0;;) {
+      operations[i]->work(*this, thread, n_threads);
+      if (++i == n) return;
+      operations[i]->warm_up(thread, n_threads);
+      barrier([&] {
+        start_chunks();
+        operations[i]->prepare(scratch_.data(), n_threads);
+      });
+    }
+  };
+  run_region([](void* ctx, int thread, int n_threads) { (*static_cast<decltype(all)*>(ctx))(thread, n_threads); },
+             const_cast<void*>(static_cast<const void*>(&all)));
+}
+
+void ThreadPool::run_region(Region fn, void* ctx) {
   start_chunks();
   if (n_threads_ == 1) {
     fn(ctx, 0, 1);

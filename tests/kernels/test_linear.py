@@ -140,11 +140,11 @@ def test_norm_residual_and_wanted_rows(isa: str, pool: ops.ThreadPool) -> None:
     ops.select_isa(isa)
     data, weights = random_matrix(GGMLType.F32, 24, 96)
     rng = np.random.default_rng(8)
-    x, residual = rng.standard_normal((10, 96), np.float32), rng.standard_normal((3, 24), np.float32)
+    x, residual = rng.standard_normal((10, 96), np.float32), rng.standard_normal((10, 24), np.float32)
     norm, rows = rng.standard_normal(96, np.float32), np.array([9, 0, 4], np.int32)
     w = ops.pack_matrix([(data, GGMLType.F32, 24)], 96, pool=pool)
     got = ops.linear(x, w, pool=pool, norm_weight=norm, eps=1e-5, residual=residual, rows=rows)
-    expected = residual + reference.rms_norm(x[rows], norm, 1e-5) @ weights.T
+    expected = residual[rows] + reference.rms_norm(x[rows], norm, 1e-5) @ weights.T
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2e-5)
 
 

@@ -47,8 +47,8 @@ class Linear:
         """Return float32[R, N].
 
         x:        float32[T, K], or its norm
-        residual: float32[R, N] added after the activation
-        rows:     int32[R], rows of x to take; None: all, R = T
+        residual: float32[T, N], whose wanted rows are added after the activation
+        rows:     int32[R], rows of x that are wanted; None: all, R = T
         lora:     adapters of the T rows of x, added before the activation
         """
         if self.watch is not None and self.watch.see is not None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from phlite import ops
 from phlite.layers.kv_cache import build_kv_cache, kv_bytes_per_token
+from phlite.layers.linear import Linear
 from phlite.layers.rope import RotaryEmbedding
 from phlite.models.base import Batch, ModelConfig, check_batch
 
 __all__ = ["DecoderConfig", "RotaryDecoder"]
+
+MOST_DEFERRED_TOKENS = 16
+"""In larger steps the interpreter's time is lost beside the products', and all results of a step together, which stay
+until it has run, would take much memory."""
 
 
 class DecoderConfig(ModelConfig, Protocol):
@@ -29,6 +35,7 @@ class RotaryDecoder:
 
     config: DecoderConfig
     rotary_emb: RotaryEmbedding
+    lm_head: Linear
 
     def rope_regime(self, seq_len: int) -> int:
         """Return 1 for sequences so long that they use LongRoPE's long list, else 0; see `base.CausalLM`."""
@@ -56,3 +63,14 @@ class RotaryDecoder:
             block_tables=batch.block_tables,
             cos_sin=self.rotary_emb.cos_sin(batch.positions, batch.seq_starts, batch.seq_lens),
         )
+
+    def one_region(self, batch: Batch) -> AbstractContextManager[None]:
+        """Return the context for the products and attention of a step: of a small one, all run together at its end.
+
+        Steps that look at values on their way (adapters, watched inputs) run each operation at once.
+        """
+        watch = self.lm_head.watch
+        watched = watch is not None and watch.see is not None
+        if len(batch.token_ids) > MOST_DEFERRED_TOKENS or batch.lora is not None or watched:
+            return nullcontext()
+        return ops.deferred(self.lm_head.pool)

@@ -68,7 +68,7 @@ class Attention:
     ) -> F32:
         """Return x + W_dense attention(W_qkv h), float32[T, E]; with rows int32[R], these rows of it."""
         a = self.attend(self.qkv_proj(h, lora=lora), cache, step)
-        return self.dense(a, residual=x if rows is None else x[rows], rows=rows, lora=lora)
+        return self.dense(a, residual=x, rows=rows, lora=lora)
 
 
 class MLP:
@@ -183,8 +183,9 @@ class PhiForCausalLM(RotaryDecoder):
         raises: ShapeError when the arrays of the batch contradict each other or the model
         """
         step = self.attention_step(batch)
-        h = self.model(batch.token_ids, step, cache, batch.logit_rows, batch.lora)
-        return self.lm_head(h, lora=take_rows(batch.lora, batch.logit_rows))
+        with self.one_region(batch):
+            h = self.model(batch.token_ids, step, cache, batch.logit_rows, batch.lora)
+            return self.lm_head(h, lora=take_rows(batch.lora, batch.logit_rows))
 
     def lora_targets(self) -> LoraTargets:
         """Return the products that adapters may change; see `base.Adaptable`."""

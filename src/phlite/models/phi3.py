@@ -75,7 +75,7 @@ class Attention:
         """Return x + W_o attention(W_qkv h), float32[T, E]; with rows int32[R], these rows of it."""
         qkv = self.qkv_proj(h, lora=lora)
         a = self.attend(qkv, cache, step)
-        return self.o_proj(a, residual=x if rows is None else x[rows], rows=rows, lora=lora)
+        return self.o_proj(a, residual=x, rows=rows, lora=lora)
 
 
 class MLP:
@@ -196,8 +196,9 @@ class Phi3ForCausalLM(RotaryDecoder):
         raises: ShapeError when the arrays of the batch contradict each other or the model
         """
         step = self.attention_step(batch)
-        h = self.model(batch.token_ids, step, cache, batch.logit_rows, batch.lora)
-        return self.lm_head(h, lora=take_rows(batch.lora, batch.logit_rows))
+        with self.one_region(batch):
+            h = self.model(batch.token_ids, step, cache, batch.logit_rows, batch.lora)
+            return self.lm_head(h, lora=take_rows(batch.lora, batch.logit_rows))
 
     def lora_targets(self) -> LoraTargets:
         """Return the products that adapters may change; see `base.Adaptable`."""

@@ -75,7 +75,7 @@ class Attention:
     ) -> F32:
         """Return x + W_dense attention(W_qkv h), float32[T, E]; with rows int32[R], these rows of it."""
         a = self.attend(self.query_key_value(h, lora=lora), cache, step)
-        return self.dense(a, residual=x if rows is None else x[rows], rows=rows, lora=lora)
+        return self.dense(a, residual=x, rows=rows, lora=lora)
 
 
 class MLP:
@@ -214,8 +214,9 @@ class Phi3SmallForCausalLM(RotaryDecoder):
         raises: ShapeError when the arrays of the batch contradict each other or the model
         """
         step = self.attention_step(batch)
-        h = self.model(batch.token_ids, step, cache, batch.logit_rows, batch.lora)
-        logits = self.lm_head(h, lora=take_rows(batch.lora, batch.logit_rows))
+        with self.one_region(batch):
+            h = self.model(batch.token_ids, step, cache, batch.logit_rows, batch.lora)
+            logits = self.lm_head(h, lora=take_rows(batch.lora, batch.logit_rows))
         logits /= np.float32(self.config.mup_width_multiplier)
         logits[:, self.masked_token_ids] = -np.inf
         return logits

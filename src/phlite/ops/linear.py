@@ -87,9 +87,9 @@ def linear(
     norm_weight: float32[K]; x is replaced by `norm` of it, an RMS norm, or a LayerNorm with norm_bias float32[K]
     bias:        float32[N_pre], added to every row of the product before the activation, in the order of W's rows
     addend:      float32[R, N_pre], likewise, each row its own
-    residual:    float32[R, N], added last
+    residual:    float32[T, N], added last, to each wanted row its own
     rows:        int32[R], rows of x that are wanted; all T rows when None
-    out:         float32[R, N] to write to; may be `residual`
+    out:         float32[R, N] to write to; without rows it may be `residual`
     returns:     float32[R, N]
     raises:      ShapeError when a shape, dtype or layout differs
     error:       K formats and 32-column formats see x as int8 with one scale per 256 or 32 columns: at most

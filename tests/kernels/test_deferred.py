@@ -1,0 +1,145 @@
+"""Operations that are noted down and run together give what they give one by one."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import numpy as np
+import pytest
+from kernels.attention_case import AttentionCase
+from kernels.matrix_case import random_matrix
+
+from phlite import ops
+from phlite.errors import ShapeError
+from phlite.gguf import GGMLType
+
+
+def pack(n_rows: int, n_cols: int, ggml_type: GGMLType = GGMLType.Q4_K, *, pool: ops.ThreadPool) -> ops.PackedMatrix:
+    data, _ = random_matrix(ggml_type, n_rows, n_cols, seed=n_rows)
+    return ops.pack_matrix([(data, ggml_type, n_rows)], n_cols, pool=pool)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def chain(x: np.ndarray, matrices: list[ops.PackedMatrix], pool: ops.ThreadPool) -> np.ndarray:
+    """Feed x through the matrices, each of another shape, with norms and residuals between them."""
+    for w in matrices:
+        h = ops.linear(x, w, pool=pool, norm_weight=np.ones(x.shape[1], np.float32), eps=1e-5)
+        x = ops.linear(h, pack(x.shape[1], h.shape[1], GGMLType.Q8_0, pool=pool), pool=pool, residual=x)
+    return x
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 5])
+@pytest.mark.parametrize("n_rows", [1, 3, 40])
+def test_a_chain_of_products_has_the_same_bits(n_rows: int, n_threads: int) -> None:
+    pool = ops.ThreadPool(n_threads)
+    matrices = [pack(n, 256, pool=pool) for n in (512, 32, 1024, 17 * 32, 64)]
+    x = normal(n_rows, 256)
+    expected = chain(x, matrices, pool)
+    assert not np.array_equal(expected, x)
+    for _ in range(20):
+        with ops.deferred(pool):
+            got = chain(x, matrices, pool)
+            gc.collect()  # inputs that nothing but the noted operations hold
+        assert np.array_equal(got, expected)
+
+
+def test_attention_and_products_of_several_sequences_have_the_same_bits() -> None:
+    pool = ops.ThreadPool(2)
+    case = AttentionCase(n_tokens=(600, 1, 70), n_heads=4, n_kv_heads=2, head_dim=64)
+    n_hidden = 4 * 64
+    w = pack(n_hidden, n_hidden, pool=pool)
+
+    def answers() -> list[np.ndarray]:
+        rows = case.step(case.cache(), pool, {seq: (0, n) for seq, n in enumerate(case.n_tokens)})
+        return [ops.linear(a, w, pool=pool, residual=a) for a in rows.values()]
+
+    expected = answers()
+    with ops.deferred(pool):
+        got = answers()
+    assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
+
+
+def test_a_mixture_of_experts_sees_what_was_noted_before_it() -> None:
+    pool = ops.ThreadPool(2)
+    n_hidden, n_inner = 256, 512
+    data, _ = random_matrix(GGMLType.F32, 2 * n_inner, n_hidden, seed=1)
+    gate_up = ops.pack_matrix([(data, GGMLType.F32, 2 * n_inner)], n_hidden, activation="swiglu", pool=pool)
+    down = pack(n_hidden, n_inner, GGMLType.F32, pool=pool)
+    experts = ops.Experts(pack(2, n_hidden, GGMLType.F32, pool=pool), [gate_up] * 2, [down] * 2)
+    w, x, one = pack(n_hidden, n_hidden, pool=pool), normal(3, n_hidden), np.ones(n_hidden, np.float32)
+
+    def answer() -> np.ndarray:
+        h = ops.linear(x, w, pool=pool, residual=x)
+        h = ops.mix(h, experts, norm_weight=one, norm_bias=0 * one, eps=1e-5, jitter_eps=0.01, residual=h, pool=pool)
+        return ops.linear(h, w, pool=pool)
+
+    expected = answer()
+    with ops.deferred(pool):
+        got = answer()
+    assert np.array_equal(got, expected)
+
+
+def test_a_norm_sees_what_was_noted_before_it() -> None:
+    pool = ops.ThreadPool(2)
+    w, x, one = pack(256, 256, pool=pool), normal(3, 256), np.ones(256, np.float32)
+    expected = ops.norm(ops.linear(x, w, pool=pool), one, 1e-5)
+    with ops.deferred(pool):
+        got = ops.norm(ops.linear(x, w, pool=pool), one, 1e-5, pool=pool)
+    assert np.array_equal(got, expected)
+
+
+def test_nothing_runs_before_the_block_ends() -> None:
+    pool = ops.ThreadPool(2)
+    w, x, out = pack(64, 256, pool=pool), normal(1, 256), np.full((1, 64), 7, np.float32)
+    with ops.deferred(pool):
+        ops.linear(x, w, pool=pool, out=out)
+        assert np.all(out == 7)
+    assert np.array_equal(out, ops.linear(x, w, pool=pool))
+
+
+def test_an_error_drops_what_was_noted_and_the_pool_goes_on() -> None:
+    pool = ops.ThreadPool(2)
+    w, x, out = pack(64, 256, pool=pool), normal(1, 256), np.full((1, 64), 7, np.float32)
+
+    def fail() -> None:
+        with ops.deferred(pool):
+            ops.linear(x, w, pool=pool, out=out)
+            ops.linear(x, w, pool=pool, residual=normal(2, 64))
+
+    with pytest.raises(ShapeError, match=r"residual has shape \[2, 64\], expected \[1, 64\]"):
+        fail()
+    assert np.all(out == 7)
+    expected = ops.linear(x, w, pool=pool)
+    with ops.deferred(pool):
+        got = ops.linear(x, w, pool=pool)
+    assert np.array_equal(got, expected)
+    assert np.all(out == 7)
+
+
+def test_blocks_do_not_nest() -> None:
+    pool = ops.ThreadPool(1)
+    with ops.deferred(pool), pytest.raises(RuntimeError, match="deferred already"), ops.deferred(pool):
+        pass
+    with ops.deferred(pool):
+        pass
+
+
+def test_other_threads_and_other_pools_run_at_once() -> None:
+    pool, other = ops.ThreadPool(2), ops.ThreadPool(1)
+    w, v, x = pack(64, 256, pool=pool), pack(64, 256, pool=other), normal(1, 256)
+    expected = ops.linear(x, w, pool=pool)
+    results: list[np.ndarray] = []
+
+    def elsewhere() -> None:
+        results.append(ops.linear(x, w, pool=pool).copy())
+
+    with ops.deferred(pool):
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        assert np.array_equal(results[0], expected)
+        assert np.array_equal(ops.linear(x, v, pool=other), expected)
