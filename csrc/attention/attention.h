@@ -5,9 +5,9 @@
 // them.
 //
 // One KV block holds 64 positions of every head of one layer; the part of one head is contiguous, 64-byte aligned:
-//   f16, f32   K [D][64]    positions side by side: 16 scores come out of 16 lanes, with no sum across lanes
-//              V [64][Dp]   Dp = D rounded up to 16, the padding is zero and its results are dropped
-//   q8_0       K uint8 [Dq/4][64][4] = value + 128, K scales bfloat16 [Dq/32][64]
+//   f16, f32   K [4][D][16]  16 positions side by side: their scores come out of 16 lanes, with no sum across lanes
+//              V [64][Dp]    Dp = D rounded up to 16, the padding is zero and its results are dropped
+//   q8_0       K uint8 [4][Dq/4][16][4] = value + 128, K scales bfloat16 [Dq/32][64]
 //              V int8 [64/2][Dq][2], two positions side by side, V scales bfloat16 [Dq/32][64]
 //              Dq = D rounded up to 32; the scale is max|x| / 127 of 32 dims, rounded up; value = x / scale to nearest
 // f16 values beyond +-65504 are stored as +-65504, so a masked key can never make a NaN of its neighbours.
@@ -56,7 +56,14 @@ struct HeadLayout {
   size_t k_scales = 0, v = 0, v_scales = 0, bytes = 0;
 
   HeadLayout(KVType type, int head_dim);
+  size_t value_bytes() const { return type == KVType::q8_0 ? 1 : type == KVType::f16 ? 2 : 4; }
   int n_quant() const { return (head_dim + kQuant - 1) / kQuant; }
+  // Values from the start of K to the one of a slot 0..63 and a dim.
+  size_t key_at(int slot, int d) const {
+    const int group = slot / kLanes, lane = slot % kLanes;
+    if (type != KVType::q8_0) return (static_cast<size_t>(group) * head_dim + d) * kLanes + lane;
+    return ((static_cast<size_t>(group) * (v_stride / 4) + d / 4) * kLanes + lane) * 4 + d % 4;
+  }
 };
 
 // The result of some rows over one segment, not yet divided by l.
@@ -88,6 +95,7 @@ struct AttendArgs {
   int32_t first, last;         // positions of the segment to look at: first is a multiple of 64, first < last
   Partial out;
   bool same_rows;  // the last call with this scratch had the same rows: what was made of q is still there
+  bool continues;  // the next call has the same rows and the positions behind `last`
   float* scratch;  // Scratch(nullptr, D).n_floats floats, 64-byte aligned; see scratch.h
 };
 

@@ -37,7 +37,7 @@ struct Element {
 };
 
 Element element(const HeadLayout& layout, const uint8_t* head, int slot, int d) {
-  const size_t k_at = static_cast<size_t>(d) * kBlock + slot;
+  const size_t k_at = layout.key_at(slot, d);
   const size_t v_at = static_cast<size_t>(slot) * layout.v_stride + d;
   switch (layout.type) {
     case KVType::f32:
@@ -51,7 +51,7 @@ Element element(const HeadLayout& layout, const uint8_t* head, int slot, int d) 
   const int Dq = layout.v_stride;
   const auto* k_scales = reinterpret_cast<const uint16_t*>(head + layout.k_scales);
   const auto* v_scales = reinterpret_cast<const uint16_t*>(head + layout.v_scales);
-  const int kq = head[(static_cast<size_t>(d / 4) * kBlock + slot) * 4 + d % 4] - 128;
+  const int kq = head[k_at] - 128;
   const int vq =
       reinterpret_cast<const int8_t*>(head + layout.v)[(static_cast<size_t>(slot / 2) * Dq + d) * 2 + slot % 2];
   return {static_cast<float>(kq) * bf16_to_fp32(k_scales[d / kQuant * kBlock + slot]),
@@ -70,10 +70,9 @@ HeadLayout::HeadLayout(KVType t, int D) : type(t), head_dim(D) {
     v_scales = v + values;
     bytes = v_scales + scales;
   } else {
-    const size_t size = type == KVType::f16 ? 2 : 4;
     v_stride = (D + kLanes - 1) / kLanes * kLanes;
-    v = aligned64(static_cast<size_t>(kBlock) * D * size);
-    bytes = v + aligned64(static_cast<size_t>(kBlock) * v_stride * size);
+    v = aligned64(static_cast<size_t>(kBlock) * D * value_bytes());
+    bytes = v + aligned64(static_cast<size_t>(kBlock) * v_stride * value_bytes());
   }
 }
 

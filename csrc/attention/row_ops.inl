@@ -40,7 +40,7 @@ struct Block32 {
 static inline void write_q8(const HeadLayout& layout, uint8_t* head, int slot, const float* k,
                             const float* v) noexcept {
   const int D = layout.head_dim, Dq = layout.v_stride, nq = layout.n_quant();
-  uint8_t* k_out = head + slot * 4;
+  uint8_t* k_out = head + layout.key_at(slot, 0);
   uint16_t* k_scales = reinterpret_cast<uint16_t*>(head + layout.k_scales) + slot;
   int8_t* v_out = reinterpret_cast<int8_t*>(head + layout.v) + static_cast<size_t>(slot / 2) * Dq * 2 + slot % 2;
   uint16_t* v_scales = reinterpret_cast<uint16_t*>(head + layout.v_scales) + slot;
@@ -50,7 +50,7 @@ static inline void write_q8(const HeadLayout& layout, uint8_t* head, int slot, c
     k_scales[b * kBlock] = bf16_up(scale_of(largest(key.x)));
     quantize(key.x, bf16_to_fp32(k_scales[b * kBlock]), q);
     for (int i = 0; i < kQuant; ++i)
-      k_out[(b * (kQuant / 4) + i / 4) * kBlock * 4 + i % 4] = static_cast<uint8_t>(q[i] + 128);
+      k_out[(b * (kQuant / 4) + i / 4) * kLanes * 4 + i % 4] = static_cast<uint8_t>(q[i] + 128);
     v_scales[b * kBlock] = bf16_up(scale_of(largest(value.x)));
     quantize(value.x, bf16_to_fp32(v_scales[b * kBlock]), q);
     for (int i = 0; i < kQuant; ++i) v_out[(b * kQuant + i) * 2] = q[i];
@@ -60,9 +60,9 @@ static inline void write_q8(const HeadLayout& layout, uint8_t* head, int slot, c
 static inline void write_f32(const HeadLayout& layout, uint8_t* head, int slot, const float* k,
                              const float* v) noexcept {
   const int D = layout.head_dim;
-  float* k_out = reinterpret_cast<float*>(head) + slot;
+  float* k_out = reinterpret_cast<float*>(head) + layout.key_at(slot, 0);
   float* v_out = reinterpret_cast<float*>(head + layout.v) + static_cast<size_t>(slot) * layout.v_stride;
-  for (int d = 0; d < D; ++d) k_out[d * kBlock] = k[d];
+  for (int d = 0; d < D; ++d) k_out[d * kLanes] = k[d];
   for (int d = 0; d < D; ++d) v_out[d] = v[d];
 }
 

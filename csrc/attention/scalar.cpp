@@ -54,7 +54,7 @@ float sum_lanes(const float* lanes) noexcept {
 }
 
 float k_value(const HeadLayout& layout, const uint8_t* head, int j, int d) noexcept {
-  const size_t at = static_cast<size_t>(d) * kBlock + j;
+  const size_t at = layout.key_at(j, d);
   if (layout.type == KVType::f32) return reinterpret_cast<const float*>(head)[at];
   return fp16_to_fp32(reinterpret_cast<const uint16_t*>(head)[at]);
 }
@@ -73,12 +73,11 @@ float score(const AttendArgs& a, const Scratch& s, const uint8_t* head, int row,
     return sum;
   }
   const int nq = layout.n_quant(), Dq = layout.v_stride;
-  const uint8_t* k = head + j * 4;
   const auto* k_scales = reinterpret_cast<const uint16_t*>(head + layout.k_scales) + j;
   for (int b = 0; b < nq; ++b) {
     int dot = 0;
     for (int i = 0; i < kQuant; ++i)
-      dot += s.q[row * Dq + b * kQuant + i] * (k[(b * (kQuant / 4) + i / 4) * kBlock * 4 + i % 4] - 128);
+      dot += s.q[row * Dq + b * kQuant + i] * (head[layout.key_at(j, b * kQuant + i)] - 128);
     sum = std::fma(s.q_scale[row * nq + b] * bf16_to_fp32(k_scales[b * kBlock]), static_cast<float>(dot), sum);
   }
   return sum;
@@ -172,9 +171,9 @@ void write(const HeadLayout& layout, uint8_t* head, int slot, const float* k, co
   if (layout.type == KVType::q8_0) return write_q8(layout, head, slot, k, v);
   if (layout.type == KVType::f32) return write_f32(layout, head, slot, k, v);
   const int D = layout.head_dim;
-  uint16_t* k_out = reinterpret_cast<uint16_t*>(head) + slot;
+  uint16_t* k_out = reinterpret_cast<uint16_t*>(head);
   uint16_t* v_out = reinterpret_cast<uint16_t*>(head + layout.v) + static_cast<size_t>(slot) * layout.v_stride;
-  for (int d = 0; d < D; ++d) k_out[d * kBlock] = fp32_to_fp16(saturate_to_half(k[d]));
+  for (int d = 0; d < D; ++d) k_out[layout.key_at(slot, d)] = fp32_to_fp16(saturate_to_half(k[d]));
   for (int d = 0; d < D; ++d) v_out[d] = fp32_to_fp16(saturate_to_half(v[d]));
 }
 

@@ -22,18 +22,36 @@ struct WideKV {  // int8 values widened to int16
   static V::I load(const void* values, size_t at) { return V::load_i16(static_cast<const int16_t*>(values) + at); }
 };
 
+// Bytes that are fetched while others are used, some lines at a time.
+struct Ahead {
+  const uint8_t* at = nullptr;
+  const uint8_t* end = nullptr;
+
+  template <int N>
+  void fetch() {
+    if (at >= end) return;
+#pragma GCC unroll 8
+    for (int i = 0; i < N; ++i) V::prefetch(at + i * 64);
+    at += N * 64;
+  }
+  void fetch_rest() {
+    for (; at < end; at += 64) V::prefetch(at);
+  }
+};
+
 // One block of one head.
 struct BlockView {
   const uint8_t* head;
   const void* k;  // widened or as stored
   const void* v;
-  const uint8_t* next;  // the head in the next block of the sequence, for prefetching
+  Ahead with_scores, with_values;  // fetched while scores are computed, while values are summed
 };
 
 template <class E, int MR, int NG>
 static inline void dot_rows(const float* const* q, const typename E::T* k, int D, float* scores,
-                            const uint8_t* ahead) noexcept {
-  constexpr int kLines = MR <= 4 ? E::kSize * kBlock / 64 * NG / 4 : 0;  // V bytes per step of d, in cache lines
+                            Ahead& ahead) noexcept {
+  constexpr int kLines = (E::kSize * NG + 3) / 4;  // as many lines as are used of this block
+  const size_t group = static_cast<size_t>(D) * kLanes;
   V::F acc[MR][NG];
 #pragma GCC unroll 8
   for (int r = 0; r < MR; ++r)
@@ -42,9 +60,8 @@ static inline void dot_rows(const float* const* q, const typename E::T* k, int D
   for (int d = 0; d < D; ++d) {
     V::F key[NG];
 #pragma GCC unroll 8
-    for (int g = 0; g < NG; ++g) key[g] = E::load(k + static_cast<size_t>(d) * kBlock + g * kLanes);
-#pragma GCC unroll 8
-    for (int i = 0; i < kLines; ++i) V::prefetch(ahead + (static_cast<size_t>(d) * kLines + i) * 64);
+    for (int g = 0; g < NG; ++g) key[g] = E::load(k + g * group + static_cast<size_t>(d) * kLanes);
+    ahead.fetch<MR <= 4 ? kLines : 1>();
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
       const V::F x = V::set1(q[r][d]);
@@ -60,9 +77,9 @@ static inline void dot_rows(const float* const* q, const typename E::T* k, int D
 
 template <int MR, int NG>
 static inline void dot_rows_q8(const AttendArgs& a, const Scratch& s, int row, const uint8_t* k,
-                               const uint16_t* k_scales, float* scores, const uint8_t* ahead) noexcept {
-  constexpr int kLines = MR <= 4 ? NG : 0;  // V bytes per step of 4 dims, in cache lines
+                               const uint16_t* k_scales, float* scores, Ahead& ahead) noexcept {
   const int Dq = a.layout->v_stride, nq = Dq / kQuant;
+  const size_t group = static_cast<size_t>(Dq) * kLanes;
   V::F acc[MR][NG];
 #pragma GCC unroll 8
   for (int r = 0; r < MR; ++r)
@@ -79,9 +96,8 @@ static inline void dot_rows_q8(const AttendArgs& a, const Scratch& s, int row, c
     for (int i = b * (kQuant / 4); i < (b + 1) * (kQuant / 4); ++i) {
       V::I key[NG];
 #pragma GCC unroll 8
-      for (int g = 0; g < NG; ++g) key[g] = V::load_bytes(k + (static_cast<size_t>(i) * kBlock + g * kLanes) * 4);
-#pragma GCC unroll 8
-      for (int x = 0; x < kLines; ++x) V::prefetch(ahead + (static_cast<size_t>(i) * kLines + x) * 64);
+      for (int g = 0; g < NG; ++g) key[g] = V::load_bytes(k + g * group + static_cast<size_t>(i) * kLanes * 4);
+      ahead.fetch<MR <= 4 ? NG : 1>();
 #pragma GCC unroll 8
       for (int r = 0; r < MR; ++r) {
         const V::I four = V::set4(s.q + static_cast<size_t>(row + r) * Dq + i * 4);
@@ -105,22 +121,31 @@ static inline void dot_rows_q8(const AttendArgs& a, const Scratch& s, int row, c
     for (int g = 0; g < NG; ++g) V::store(scores + r * kBlock + g * kLanes, acc[r][g]);
 }
 
+// Scores of NG groups of 16 positions from group g on.
+template <class E, int MR, int NG>
+static inline void score_groups(const AttendArgs& a, const Scratch& s, BlockView& block, int row, int g) noexcept {
+  float* scores = s.scores + g * kLanes;
+  const size_t at = a.layout->key_at(g * kLanes, 0);
+  if constexpr (E::kSize == 1) {
+    const auto* k_scales = reinterpret_cast<const uint16_t*>(block.head + a.layout->k_scales);
+    dot_rows_q8<MR, NG>(a, s, row, block.head + at, k_scales + g * kLanes, scores, block.with_scores);
+  } else {
+    const auto* k = static_cast<const typename E::T*>(block.k) + at;
+    dot_rows<E, MR, NG>(a.q + row, k, a.layout->head_dim, scores, block.with_scores);
+  }
+}
+
 // Scores of rows row .. row + MR - 1 for the positions `from` to `to` of the block, in whole groups.
 template <class E, int MR>
-static inline void score_rows(const AttendArgs& a, const Scratch& s, const BlockView& block, int row, int from,
+static inline void score_rows(const AttendArgs& a, const Scratch& s, BlockView& block, int row, int from,
                               int to) noexcept {
-  constexpr bool kQuantised = E::kSize == 1;
-  constexpr int NG = kQuantised ? V::quant_groups(MR) : V::dot_groups(MR);
-  for (int g = 0; g < kBlock / kLanes; g += NG) {
-    if (to <= g * kLanes || from >= (g + NG) * kLanes) continue;
-    float* scores = s.scores + g * kLanes;
-    const uint8_t* ahead = block.head + a.layout->v + static_cast<size_t>(g) * kLanes * a.layout->v_stride * E::kSize;
-    if constexpr (kQuantised) {
-      const auto* k_scales = reinterpret_cast<const uint16_t*>(block.head + a.layout->k_scales);
-      dot_rows_q8<MR, NG>(a, s, row, block.head + g * kLanes * 4, k_scales + g * kLanes, scores, ahead);
-    } else {
-      const auto* k = static_cast<const typename E::T*>(block.k) + g * kLanes;
-      dot_rows<E, MR, NG>(a.q + row, k, a.layout->head_dim, scores, ahead);
-    }
-  }
+  constexpr int kMost = E::kSize == 1 ? V::quant_groups(MR) : V::dot_groups(MR);
+  int g = from / kLanes;
+  const int end = (to + kLanes - 1) / kLanes;
+  for (; g + kMost <= end; g += kMost) score_groups<E, MR, kMost>(a, s, block, row, g);
+  if constexpr (kMost > 2)
+    for (; g + 2 <= end; g += 2) score_groups<E, MR, 2>(a, s, block, row, g);
+  if constexpr (kMost > 1)
+    for (; g < end; ++g) score_groups<E, MR, 1>(a, s, block, row, g);
+  if constexpr (MR <= 4) block.with_scores.fetch_rest();
 }

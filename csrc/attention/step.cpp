@@ -178,6 +178,7 @@ class AttentionOperation::Step {
       a.last = std::min((s + 1) * kSegment, hi[t.n_rows - 1]);
       a.out = s == first ? out : *spare;
       a.same_rows = s > first;
+      a.continues = s + 1 < first + n;
       kernels_.attend(a);
       if (s > first) kernels_.merge(out, *spare, t.n_rows, o_stride(D_));
     }

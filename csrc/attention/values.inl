@@ -2,12 +2,11 @@
 
 // f16 and f32: one chain of multiply-adds over the positions.
 template <class E, int MR, int NV>
-static inline void sum_values(const AttendArgs& a, const Scratch& s, const BlockView& block, int row, int vec, int from,
+static inline void sum_values(const AttendArgs& a, const Scratch& s, BlockView& block, int row, int vec, int from,
                               int to) noexcept {
-  constexpr int kRowBytes = NV * kLanes * E::kSize;
+  constexpr int kLines = (NV * kLanes * E::kSize + 63) / 64;
   const int stride = o_stride(a.layout->head_dim), v_stride = a.layout->v_stride;
   float* o = a.out.o + static_cast<size_t>(row) * stride + vec * kLanes;
-  const uint8_t* ahead = block.next + static_cast<size_t>(vec) * kLanes * kBlock * E::kSize;
   V::F acc[MR][NV];
 #pragma GCC unroll 8
   for (int r = 0; r < MR; ++r) {
@@ -19,9 +18,7 @@ static inline void sum_values(const AttendArgs& a, const Scratch& s, const Block
     V::F p[MR];
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) p[r] = V::set1(s.scores[r * kBlock + j]);
-    if constexpr (MR <= 4)
-#pragma GCC unroll 8
-      for (int x = 0; x < kRowBytes; x += 64) V::prefetch(ahead + static_cast<size_t>(j) * kRowBytes + x);
+    block.with_values.fetch<MR <= 4 ? kLines : 1>();
     const size_t at = static_cast<size_t>(j) * v_stride + vec * kLanes;
 #pragma GCC unroll 8
     for (int i = 0; i < NV; ++i) {
@@ -38,7 +35,7 @@ static inline void sum_values(const AttendArgs& a, const Scratch& s, const Block
 
 // o of rows row .. row + MR - 1: o * alpha + p v, in parts of as many vectors as the registers hold.
 template <class E, int MR>
-static inline void value_rows(const AttendArgs& a, const Scratch& s, const BlockView& block, int row, int from,
+static inline void value_rows(const AttendArgs& a, const Scratch& s, BlockView& block, int row, int from,
                               int to) noexcept {
   constexpr int kMost = V::kAccumulators / MR < 8 ? V::kAccumulators / MR : 8;
   const int n = a.layout->v_stride / kLanes;
@@ -99,19 +96,16 @@ static inline void round_weights(const AttendArgs& a, const Scratch& s, const Bl
 
 // Rows row .. row + MR - 1, weights from row r of the scratch on, NB blocks of 32 dims from block b on.
 template <class E, int MR, int NB>
-static inline void sum_values_q8(const AttendArgs& a, const Scratch& s, const BlockView& block, int row, int r0, int b,
+static inline void sum_values_q8(const AttendArgs& a, const Scratch& s, BlockView& block, int row, int r0, int b,
                                  int from, int to) noexcept {
   const int stride = o_stride(a.layout->head_dim), Dq = a.layout->v_stride, nq = Dq / kQuant;
-  const uint8_t* ahead = block.next + static_cast<size_t>(b) * kQuant * kBlock;
   V::I acc[MR][2 * NB];
 #pragma GCC unroll 8
   for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 8
     for (int i = 0; i < 2 * NB; ++i) acc[r][i] = V::zero_i();
   for (int pair = from / 2; pair < (to + 1) / 2; ++pair) {
-    if constexpr (MR <= 4)
-#pragma GCC unroll 8
-      for (int i = 0; i < NB; ++i) V::prefetch(ahead + (static_cast<size_t>(pair) * NB + i) * 64);
+    block.with_values.fetch<MR <= 4 ? NB : 1>();
 #pragma GCC unroll 8
     for (int i = 0; i < 2 * NB; ++i) {
       const V::I value = E::load(block.v, (static_cast<size_t>(pair) * Dq + b * kQuant + i * kLanes) * 2);
@@ -133,7 +127,7 @@ static inline void sum_values_q8(const AttendArgs& a, const Scratch& s, const Bl
 }
 
 template <class E, int MR>
-static inline void value_rows_q8(const AttendArgs& a, const Scratch& s, const BlockView& block, int row, int from,
+static inline void value_rows_q8(const AttendArgs& a, const Scratch& s, BlockView& block, int row, int from,
                                  int to) noexcept {
   constexpr int kRows = MR < V::kQuantRows ? MR : V::kQuantRows;
   constexpr int kMost = V::quant_blocks(kRows);
