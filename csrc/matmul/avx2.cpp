@@ -29,6 +29,8 @@ namespace {
 struct VAvx2 : V256 {
   static constexpr int kMaxRows = 4, kSignedOffset = 0;
   static constexpr bool kSums32 = false;  // `dot` adds into 16 bits
+  // With four rows a group unpacking counts: 140 against 132 G products per second for Q4_K, 108 against 88 for Q6_K.
+  static constexpr bool unpack(int) { return true; }
 
   static INLINE I from_signed(I a) { return a; }
   static INLINE I lookup_iq4(I a) {
@@ -42,8 +44,9 @@ struct VAvx2 : V256 {
   template <int MaxCode>
   static INLINE I dot(I acc, I codes, const int8_t* act) {
     const __m256i a = broadcast(act);
-    return {_mm256_add_epi16(acc.lo, pairs<MaxCode>(codes.lo, a)),
-            _mm256_add_epi16(acc.hi, pairs<MaxCode>(codes.hi, a))};
+    I sum{_mm256_add_epi16(acc.lo, pairs<MaxCode>(codes.lo, a)), _mm256_add_epi16(acc.hi, pairs<MaxCode>(codes.hi, a))};
+    keep_order(sum);
+    return sum;
   }
   // A scale fills both halves of its lane as int16: times both sums and their sum in one instruction.
   static INLINE I unit_scale() { return set1(0x00010001); }
@@ -58,6 +61,10 @@ struct VAvx2 : V256 {
   }
 
  private:
+  // Integer sums may be reordered, and the compiler would add the products of neighbouring steps to each other first,
+  // which takes more registers than there are.
+  static INLINE void keep_order(I& sum) { asm("" : "+x"(sum.lo), "+x"(sum.hi)); }
+
   template <int MaxCode>
   static INLINE __m256i pairs(__m256i codes, __m256i act) {
     if constexpr (MaxCode <= 63) return _mm256_maddubs_epi16(codes, act);

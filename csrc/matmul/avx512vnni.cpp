@@ -28,6 +28,8 @@ struct V512 {
   using F = __m512;
   static constexpr int lanes = 16, kMaxRows = 12, kSignedOffset = 128;
   static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
+  // Codes of two and three bits: 156 against 138 G products per second for Q3_K; the others lose up to a fifth by it.
+  static constexpr bool unpack(int max_code) { return max_code <= 7; }
 
   static INLINE void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
   static INLINE I zero() { return _mm512_setzero_si512(); }

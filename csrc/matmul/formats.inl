@@ -73,9 +73,7 @@ struct SuperFormat {
       return C::kMaxCode;
   }();
   static constexpr int kWideCodes = 1 + kGroups + kGroups / 2, kSliceBytes = BodyPlanes * kPlaneBytes;
-  // Worth unpacking once for many rows: codes of two and three bits (156 against 138 G products per second for Q3_K);
-  // the others lose up to a fifth by it.
-  static constexpr bool kUnpack = kMaxCode <= 7;
+  static constexpr bool kUnpack = V::unpack(kMaxCode);  // worth unpacking once for many rows
   using Wide = SuperFormat<V, PlainCodes<V, 64 / kGroups, kMaxCode>, PlainScales<V, kGroups>, kWideCodes,
                            kWideCodes + 64, Offset, Min, true>;
 

