@@ -1,7 +1,7 @@
 """mistral.rs through its Python package, on the GGUF file. It takes text and tells its own times and token counts.
 
-The prompt is computed again for every measurement; its length in tokens comes out near the one asked for, and the times
-are scaled to that.
+The prompt is computed again for every measurement. Its text is cut to the number of tokens asked for; where that cannot
+be met exactly the times are scaled to it.
 """
 
 # ruff: noqa: D102  (engines.base.Engine documents the methods)
@@ -37,7 +37,6 @@ class MistralRs:
         model = Path(options.model)
         which = mistralrs.Which.GGUF(quantized_model_id=str(model.parent), quantized_filename=model.name)
         self.runner = mistralrs.Runner(which=which, prefix_cache_n=0, max_seqs=1)
-        self.n_prompts = 0
         self.facts: dict[str, str | int | float] = {"version": importlib.metadata.version("mistralrs")}
 
     def prefill(self, n: int, depth: int) -> float:
@@ -47,15 +46,27 @@ class MistralRs:
         return float(usage.total_prompt_time_sec) * n / int(usage.prompt_tokens)
 
     def decode(self, n: int, depth: int) -> float:
-        usage = self.complete(max(depth, 1), n)
-        return float(usage.total_completion_time_sec) * n / int(usage.completion_tokens)
+        """The first token of an answer comes from the prompt, so n steps give n + 1 tokens."""
+        usage = self.complete(max(depth, 1), n + 1)
+        return float(usage.total_completion_time_sec) * n / (int(usage.completion_tokens) - 1)
 
     def batch(self, n_sequences: int, n: int) -> float:
         raise NotOfferedError("the runner answers one request at a time")
 
     def complete(self, n_prompt: int, n_answer: int) -> Any:
-        """Answer a prompt of about n_prompt tokens (" ice" is one); return the usage."""
+        """Answer a prompt of n_prompt tokens; return the usage."""
         request = self.library.CompletionRequest(
-            prompt=" ".join(["ice"] * n_prompt), model="default", max_tokens=n_answer, temperature=0.0, ignore_eos=True
+            prompt=self.text_of(n_prompt), model="default", max_tokens=n_answer, temperature=0.0, ignore_eos=True
         )
         return self.runner.send_completion_request(request).usage
+
+    def text_of(self, n: int) -> str:
+        """Return a text of n tokens, or as few more as words allow."""
+        words = ["the"] * n
+        while len(words) > 1 and self.n_tokens(words) > n:
+            words.pop()
+        return " ".join(words)
+
+    def n_tokens(self, words: list[str]) -> int:
+        text = " ".join(words)
+        return len(self.runner.tokenize_text(text, add_special_tokens=True, enable_thinking=None))
