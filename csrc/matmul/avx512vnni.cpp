@@ -26,7 +26,7 @@ namespace {
 struct V512 {
   using I = __m512i;
   using F = __m512;
-  static constexpr int lanes = 16, kMaxRows = 12, kSignedOffset = 128;
+  static constexpr int lanes = 16, kFewRows = 2, kMaxRows = 12, kSignedOffset = 128;
   static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
   // Codes of two and three bits: 156 against 138 G products per second for Q3_K; the others lose up to a fifth by it.
   static constexpr bool unpack(int max_code) { return max_code <= 7; }
@@ -37,6 +37,12 @@ struct V512 {
   static INLINE I set1(int32_t v) { return _mm512_set1_epi32(v); }
   static INLINE F set1_f(float v) { return _mm512_set1_ps(v); }
   static INLINE I load(const uint8_t* p) { return _mm512_loadu_si512(p); }
+  static INLINE I keep(I v) {  // in a register: the compiler does not load it again for each use
+#if defined(__GNUC__)
+    asm("" : "+v"(v));
+#endif
+    return v;
+  }
   static INLINE void store(uint8_t* p, I v) { _mm512_storeu_si512(p, v); }
   static INLINE I load_u16(const uint8_t* p) { return _mm512_cvtepu16_epi32(load256(p)); }
   static INLINE F load_half(const uint8_t* p) { return _mm512_cvtph_ps(load256(p)); }

@@ -1,12 +1,30 @@
 // Part of tile_kernels.inl: codes, from the planes of a packed tile to the bytes of one step.
 
+// The planes of a group, plane i by [i]. For many rows they are read again for every step, which leaves the registers to
+// the sums; for few rows the loads are what limits the kernel, and every plane is read once.
+template <class V>
+struct PlanesInMemory {
+  const uint8_t* at;
+  INLINE explicit PlanesInMemory(const uint8_t* planes) : at(planes) {}
+  INLINE typename V::I operator[](int i) const { return V::load(at + i * kPlaneBytes); }
+};
+
+template <class V, int N>
+struct PlanesInRegisters {
+  typename V::I planes[N];
+  INLINE explicit PlanesInRegisters(const uint8_t* at) {
+    UNROLL for (int i = 0; i < N; ++i) planes[i] = V::keep(V::load(at + i * kPlaneBytes));
+  }
+  INLINE typename V::I operator[](int i) const { return planes[i]; }
+};
+
 template <class V>
 struct NibbleCodes {
   using I = typename V::I;
   static constexpr int kSteps = 8, kPlanes = 4, kMaxCode = 15, kOffset = 0;
-  template <int S>
-  static INLINE I code(const uint8_t* p) {
-    const I w = V::load(p + (S & 3) * kPlaneBytes);
+  template <int S, class Planes>
+  static INLINE I code(const Planes& p) {
+    const I w = p[S & 3];
     if constexpr (S < 4)
       return V::and_(w, V::set1(0x0F0F0F0F));
     else
@@ -18,9 +36,9 @@ template <class V>
 struct FiveBitCodes {
   using I = typename V::I;
   static constexpr int kSteps = 8, kPlanes = 5, kMaxCode = 31;
-  template <int S>
-  static INLINE I code(const uint8_t* p) {
-    const I h = V::load(p + 4 * kPlaneBytes);
+  template <int S, class Planes>
+  static INLINE I code(const Planes& p) {
+    const I h = p[4];
     const I bit = V::and_(V::template shift<4 - S>(h), V::set1(0x10101010));
     return V::or_(NibbleCodes<V>::template code<S>(p), bit);
   }
@@ -30,21 +48,21 @@ template <class V>
 struct SixBitCodes {
   using I = typename V::I;
   static constexpr int kSteps = 4, kPlanes = 3, kMaxCode = 63;
-  template <int S>
-  static INLINE I code(const uint8_t* p) {
-    const I w = V::load(p + (S & 1) * kPlaneBytes), h = V::load(p + 2 * kPlaneBytes);
+  template <int S, class Planes>
+  static INLINE I code(const Planes& p) {
+    const I w = p[S & 1], h = p[2];
     const I low = V::and_(V::template shift < S<2 ? 0 : -4>(w), V::set1(0x0F0F0F0F));
     return V::or_(low, V::and_(V::template shift<4 - 2 * S>(h), V::set1(0x30303030)));
   }
 };
 
-template <class V>
+template <class V, int Plane = 0>
 struct TwoBitCodes {
   using I = typename V::I;
   static constexpr int kSteps = 4, kPlanes = 1, kMaxCode = 3;
-  template <int S>
-  static INLINE I code(const uint8_t* p) {
-    return V::and_(V::template shift<-2 * S>(V::load(p)), V::set1(0x03030303));
+  template <int S, class Planes>
+  static INLINE I code(const Planes& p) {
+    return V::and_(V::template shift<-2 * S>(p[Plane]), V::set1(0x03030303));
   }
 };
 
@@ -52,11 +70,11 @@ struct TwoBitCodes {
 template <class V, int Odd>
 struct ThreeBitCodes {
   using I = typename V::I;
-  static constexpr int kSteps = 4, kMaxCode = 7;
-  template <int S>
-  static INLINE I code(const uint8_t* pair) {
-    const I bit = V::and_(V::template shift<2 - S - 4 * Odd>(V::load(pair + 2 * kPlaneBytes)), V::set1(0x04040404));
-    return V::or_(TwoBitCodes<V>::template code<S>(pair + Odd * kPlaneBytes), bit);
+  static constexpr int kSteps = 4, kPlanes = 3, kMaxCode = 7;
+  template <int S, class Planes>
+  static INLINE I code(const Planes& pair) {
+    const I bit = V::and_(V::template shift<2 - S - 4 * Odd>(pair[2]), V::set1(0x04040404));
+    return V::or_(TwoBitCodes<V, Odd>::template code<S>(pair), bit);
   }
 };
 
@@ -64,9 +82,9 @@ template <class V>
 struct ByteCodes {
   using I = typename V::I;
   static constexpr int kSteps = 8, kPlanes = 8, kMaxCode = 255;
-  template <int S>
-  static INLINE I code(const uint8_t* p) {
-    return V::from_signed(V::load(p + S * kPlaneBytes));
+  template <int S, class Planes>
+  static INLINE I code(const Planes& p) {
+    return V::from_signed(p[S]);
   }
 };
 
@@ -74,8 +92,8 @@ template <class V>
 struct TableCodes {
   using I = typename V::I;
   static constexpr int kSteps = 8, kPlanes = 4, kMaxCode = 255;
-  template <int S>
-  static INLINE I code(const uint8_t* p) {
+  template <int S, class Planes>
+  static INLINE I code(const Planes& p) {
     return V::lookup_iq4(NibbleCodes<V>::template code<S>(p));
   }
 };
@@ -83,8 +101,8 @@ struct TableCodes {
 constexpr int log2_of(int n) { return n <= 1 ? 0 : 1 + log2_of(n / 2); }
 
 // total[m] += scale * sum over the group's steps of codes * activations, from step S on; acc starts at zero.
-template <class V, class Codes, int M, int S = 0>
-INLINE void add_steps(const uint8_t* planes, const int8_t* q, typename V::I scale, typename V::I (&acc)[M],
+template <class V, class Codes, int M, int S = 0, class Planes>
+INLINE void add_steps(const Planes& planes, const int8_t* q, typename V::I scale, typename V::I (&acc)[M],
                       typename V::I (&total)[M]) {
   if constexpr (S < Codes::kSteps) {
     constexpr int kMax = Codes::kMaxCode, kEvery = V::template flush_every<kMax>();
@@ -111,5 +129,8 @@ INLINE void add_group(const uint8_t* planes, const int8_t* q, typename V::I scal
   } else {
     UNROLL for (int m = 0; m < M; ++m) acc[m] = V::zero();
   }
-  add_steps<V, Codes, M>(planes, q, scale, acc, total);
+  if constexpr (M <= V::kFewRows)
+    add_steps<V, Codes, M>(PlanesInRegisters<V, Codes::kPlanes>(planes), q, scale, acc, total);
+  else
+    add_steps<V, Codes, M>(PlanesInMemory<V>(planes), q, scale, acc, total);
 }

@@ -17,9 +17,9 @@ template <class V, int Steps, int MaxCode>
 struct PlainCodes {
   using I = typename V::I;
   static constexpr int kSteps = Steps, kPlanes = Steps, kMaxCode = MaxCode;
-  template <int S>
-  static INLINE I code(const uint8_t* p) {
-    return V::load(p + S * kPlaneBytes);
+  template <int S, class Planes>
+  static INLINE I code(const Planes& p) {
+    return p[S];
   }
 };
 
@@ -42,7 +42,7 @@ struct PlainScales {  // after a plane of halves: an int32 scale of each group, 
 template <class V, class Codes, int S = 0>
 INLINE uint8_t* unpack_codes(const uint8_t* planes, uint8_t* out) {
   if constexpr (S < Codes::kSteps) {
-    V::store(out, Codes::template code<S>(planes));
+    V::store(out, Codes::template code<S>(PlanesInMemory<V>(planes)));
     return unpack_codes<V, Codes, S + 1>(planes, out + kPlaneBytes);
   } else {
     return out;

@@ -63,6 +63,10 @@ void norm_row(const MatmulKernels& kernels, const Norm& norm, const float* x, in
 // not.
 void interleave(const int8_t* codes, RowGroup group, const Activations& act) {
   const int64_t n = group.size, n_cols = act.n_cols;
+  if (act.n_rows == 1) {  // its slices follow each other
+    std::memcpy(act.q, codes, static_cast<size_t>(n_cols));
+    return;
+  }
   for (int64_t k = 0, slice = 0; k < n_cols; k += kSuperblock, ++slice) {
     int8_t* to = act.q + (slice * act.n_rows + group.first) * kSuperblock;
     const int64_t last = std::min(k + kSuperblock, n_cols);
@@ -206,6 +210,8 @@ void LinearOperation::warm_up(int thread, int) const noexcept {
   const uint8_t* first = w_.storage() + w_.tiles()[chunk(thread).first].offset;
   const int64_t n_bytes = std::min(kWarmUpBytes, w_.storage() + w_.n_bytes() - first);
   for (int64_t i = 0; i < n_bytes; i += 64) prefetch(first + i);
+  if (args_.norm.weight)
+    for (int64_t i = 0; i < w_.n_cols(); i += 16) prefetch(args_.norm.weight + i);
 }
 
 void LinearOperation::work(ThreadPool& pool, int thread, int n_threads) noexcept {

@@ -24,7 +24,7 @@ namespace {
 struct V1 {
   using I = int32_t;
   using F = float;
-  static constexpr int lanes = 1, kMaxRows = 1, kSignedOffset = 0;
+  static constexpr int lanes = 1, kFewRows = 0, kMaxRows = 1, kSignedOffset = 0;
   static constexpr bool unpack(int) { return true; }
   static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
 
