@@ -115,6 +115,8 @@ class AttentionOperation::Step {
   // The head of a token in qkv: 0 .. Hq - 1 queries, then keys, then values.
   float* head(int token, int idx) const { return args_.qkv + token * row_stride_ + static_cast<size_t>(idx) * D_; }
 
+  // One head of up to 16 tokens after the other: their rows of qkv are read as so many streams, their keys lie side by
+  // side in the cache.
   void rotate_and_write(int thread, int n_threads) const {
     const int T = batch_.n_tokens(), rot = batch_.rot();
     // 2^x is cheaper than e^x: the queries carry log2(e).
@@ -124,8 +126,10 @@ class AttentionOperation::Step {
     const int64_t end = n * (thread + 1) / n_threads;
     int seq = 0;
     for (; unit < end; ++unit) {
-      const int kv_head = static_cast<int>(unit / T), token = static_cast<int>(unit % T);
-      if (batch_.start(seq) > token) seq = 0;
+      const int first = static_cast<int>(unit / (kLanes * Hkv_)) * kLanes, n_tokens = std::min(kLanes, T - first);
+      const int left = static_cast<int>(unit - int64_t{first} * Hkv_);
+      const int kv_head = left / n_tokens, token = first + left % n_tokens;
+      while (batch_.start(seq) > token) --seq;
       while (batch_.start(seq + 1) <= token) ++seq;
       const float* cos_sin = batch_.cos_sin(token);
       float* k = head(token, args_.n_heads + kv_head);

@@ -15,33 +15,41 @@
 #include "attention/scores.inl"
 #include "attention/values.inl"
 
-// Turns the scores of one row into p and updates its m and l; returns the factor of the sums so far.
-static inline float softmax_row(float* scores, float* m, float* l, int from, int to) noexcept {
-  V::F s0 = V::load(scores), s1 = V::load(scores + 16), s2 = V::load(scores + 32), s3 = V::load(scores + 48);
-  if (from > 0 || to < kBlock) {
-    s0 = V::keep(s0, from, to);
-    s1 = V::keep(s1, from - 16, to - 16);
-    s2 = V::keep(s2, from - 32, to - 32);
-    s3 = V::keep(s3, from - 48, to - 48);
+// Turns the scores of MR rows, of which from[r] <= j < to[r] are visible, into p, updates their m and l and stores the
+// factors of the sums so far. The largest scores come first and all factors from one vector, so that rows overlap.
+template <int MR>
+static inline void softmax_rows(const AttendArgs& a, const Scratch& s, int row, const int* from,
+                                const int* to) noexcept {
+  float old[kLanes] = {}, top[kLanes] = {}, alpha[kLanes];
+#pragma GCC unroll 8
+  for (int r = 0; r < MR; ++r) {
+    float* scores = s.scores + r * kBlock;
+    old[r] = top[r] = a.out.m[row + r];
+    V::F s0 = V::load(scores), s1 = V::load(scores + 16), s2 = V::load(scores + 32), s3 = V::load(scores + 48);
+    if (from[r] > 0 || to[r] < kBlock) {
+      V::store(scores, s0 = V::keep(s0, from[r], to[r]));
+      V::store(scores + 16, s1 = V::keep(s1, from[r] - 16, to[r] - 16));
+      V::store(scores + 32, s2 = V::keep(s2, from[r] - 32, to[r] - 32));
+      V::store(scores + 48, s3 = V::keep(s3, from[r] - 48, to[r] - 48));
+    }
+    const float most = V::max_of(V::max(V::max(s0, s1), V::max(s2, s3)));
+    if (most > top[r]) top[r] = most;
   }
-  const float most = V::max_of(V::max(V::max(s0, s1), V::max(s2, s3)));
-  float alpha = 1.0f;
-  if (most > *m) {
-    alpha = V::first(V::exp2(V::set1(*m - most)));
-    *m = most;
+  V::store(alpha, V::exp2(V::sub(V::load(old), V::load(top))));
+#pragma GCC unroll 8
+  for (int r = 0; r < MR; ++r) {
+    float *scores = s.scores + r * kBlock, *l = s.l + (row + r) * kLanes;
+    const V::F most = V::set1(top[r]);
+    const V::F p0 = V::exp2(V::sub(V::load(scores), most)), p1 = V::exp2(V::sub(V::load(scores + 16), most));
+    const V::F p2 = V::exp2(V::sub(V::load(scores + 32), most)), p3 = V::exp2(V::sub(V::load(scores + 48), most));
+    V::store(scores, p0);
+    V::store(scores + 16, p1);
+    V::store(scores + 32, p2);
+    V::store(scores + 48, p3);
+    V::store(l, V::fma(V::load(l), V::set1(alpha[r]), V::add(V::add(p0, p1), V::add(p2, p3))));
+    a.out.m[row + r] = top[r];
+    s.alpha[row + r] = alpha[r];
   }
-  const V::F top = V::set1(*m);
-  s0 = V::exp2(V::sub(s0, top));
-  s1 = V::exp2(V::sub(s1, top));
-  s2 = V::exp2(V::sub(s2, top));
-  s3 = V::exp2(V::sub(s3, top));
-  V::store(scores, s0);
-  V::store(scores + 16, s1);
-  V::store(scores + 32, s2);
-  V::store(scores + 48, s3);
-  const V::F tile_sum = V::add(V::add(s0, s1), V::add(s2, s3));
-  V::store(l, V::fma(V::load(l), V::set1(alpha), tile_sum));
-  return alpha;
 }
 
 template <class KE, class VE, int MR>
@@ -58,16 +66,7 @@ static inline void attend_rows(const AttendArgs& a, const Scratch& s, BlockView&
   }
   if (least >= most) return;
   score_rows<KE, MR>(a, s, block, row, least, most);
-#pragma GCC unroll 8
-  for (int r = 0; r < MR; ++r) {
-    float* scores = s.scores + r * kBlock;
-    if (from[r] < to[r]) {
-      s.alpha[row + r] = softmax_row(scores, a.out.m + row + r, s.l + (row + r) * kLanes, from[r], to[r]);
-    } else {
-      for (int j = 0; j < kBlock; ++j) scores[j] = 0.0f;
-      s.alpha[row + r] = 1.0f;
-    }
-  }
+  softmax_rows<MR>(a, s, row, from, to);
   if constexpr (KE::kSize == 1) {
     value_rows_q8<VE, MR>(a, s, block, row, least, most);
   } else {
