@@ -1,6 +1,6 @@
 // What is done once per head vector: rounding to the cache's types. Plain loops with internal linkage, read inside the
 // target region of each kernel file; every step is rounded on its own, so the bits do not depend on the instruction
-// set. No includes: support/fp16.h and scratch.h come first, and two functions of the kernel file:
+// set. No includes: <cstring>, support/fp16.h and scratch.h come first, and two functions of the kernel file:
 //   float largest(const float* x)                              max|x| of 32 values
 //   int quantize(const float* x, float scale, int8_t* q)       q = x / scale of 32 values, to nearest, ties to even,
 //                                                              within +-127; all 0 for scale 0; returns the sum of q
@@ -49,8 +49,12 @@ static inline void write_q8(const HeadLayout& layout, uint8_t* head, int slot, c
     const Block32 key(k + b * kQuant, D - b * kQuant), value(v + b * kQuant, D - b * kQuant);
     k_scales[b * kBlock] = bf16_up(scale_of(largest(key.x)));
     quantize(key.x, bf16_to_fp32(k_scales[b * kBlock]), q);
-    for (int i = 0; i < kQuant; ++i)
-      k_out[(b * (kQuant / 4) + i / 4) * kLanes * 4 + i % 4] = static_cast<uint8_t>(q[i] + 128);
+    for (int i = 0; i < kQuant; i += 4) {
+      uint32_t four;
+      std::memcpy(&four, q + i, sizeof four);
+      four ^= 0x80808080u;  // adds 128 to each
+      std::memcpy(k_out + (b * kQuant + i) * kLanes, &four, sizeof four);
+    }
     v_scales[b * kBlock] = bf16_up(scale_of(largest(value.x)));
     quantize(value.x, bf16_to_fp32(v_scales[b * kBlock]), q);
     for (int i = 0; i < kQuant; ++i) v_out[(b * kQuant + i) * 2] = q[i];
