@@ -1,7 +1,7 @@
 // Part of tile_kernels.inl: codes, from the planes of a packed tile to the bytes of one step.
 
-// The planes of a group, plane i by [i]. For many rows they are read again for every step, which leaves the registers to
-// the sums; for few rows the loads are what limits the kernel, and every plane is read once.
+// The planes of a group, plane i by [i]. For many rows they are read again for every step, which leaves the registers
+// to the sums; for few rows the loads are what limits the kernel, and every plane is read once.
 template <class V>
 struct PlanesInMemory {
   const uint8_t* at;
@@ -43,6 +43,9 @@ struct FiveBitCodes {
     return V::or_(NibbleCodes<V>::template code<S>(p), bit);
   }
 };
+
+constexpr int kSixBitOffset = 32;
+constexpr int kPairRows = 4;  // the fewest rows for which groups are multiplied in pairs
 
 template <class V>
 struct SixBitCodes {
@@ -133,4 +136,31 @@ INLINE void add_group(const uint8_t* planes, const int8_t* q, typename V::I scal
     add_steps<V, Codes, M>(PlanesInRegisters<V, Codes::kPlanes>(planes), q, scale, acc, total);
   else
     add_steps<V, Codes, M>(PlanesInMemory<V>(planes), q, scale, acc, total);
+}
+
+// acc[m] += the sum over the group's steps, from step S on, of codes * activations.
+template <class V, class Codes, int M, int S = 0>
+INLINE void add_products(PlanesInMemory<V> planes, const int8_t* q, typename V::I (&acc)[M]) {
+  if constexpr (S < Codes::kSteps) {
+    const typename V::I w = Codes::template code<S>(planes);
+    UNROLL for (int m = 0; m < M; ++m) acc[m] = V::template dot<Codes::kMaxCode>(acc[m], w, q + (S * M + m) * 4);
+    add_products<V, Codes, M, S + 1>(planes, q, acc);
+  }
+}
+
+// Two groups whose sums fit 16 bits, `scales` holding the even one's in the high half: the even group's sum is moved up
+// and the odd one's added below it, 2^15 too large so that it never borrows; then one multiplication scales both.
+// `start` holds that 2^15, and the offset of codes that have one taken back, for row m at [m * stride].
+template <class V, class Codes, int M, int Offset>
+INLINE void add_group_pair(const uint8_t* planes, const int8_t* q, typename V::I scales, const int32_t* start,
+                           int stride, typename V::I (&total)[M]) {
+  const typename V::I top = V::set1(0x8000);
+  typename V::I acc[M];
+  UNROLL for (int m = 0; m < M; ++m) acc[m] = V::zero();
+  add_products<V, Codes, M>(PlanesInMemory<V>(planes), q, acc);
+  UNROLL for (int m = 0; m < M; ++m) acc[m] =
+      V::add(V::template shift<16>(acc[m]), Offset != 0 ? V::set1(start[m * stride]) : top);
+  const PlanesInMemory<V> odd(planes + Codes::kPlanes * kPlaneBytes);
+  add_products<V, Codes, M>(odd, q + Codes::kSteps * 4 * M, acc);
+  UNROLL for (int m = 0; m < M; ++m) total[m] = V::madd16(total[m], V::xor_(acc[m], top), scales);
 }

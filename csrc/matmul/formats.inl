@@ -73,6 +73,8 @@ struct SuperFormat {
       return C::kMaxCode;
   }();
   static constexpr int kWideCodes = 1 + kGroups + kGroups / 2, kSliceBytes = BodyPlanes * kPlaneBytes;
+  // Two groups share one multiplication with their scales, if their sums are small enough.
+  static constexpr bool kPairs = V::kPairs && kMaxCode <= 63 && (Offset == 0 || Offset == kSixBitOffset);
   static constexpr bool kUnpack = V::unpack(kMaxCode);  // worth unpacking once for many rows
   using Wide = SuperFormat<V, PlainCodes<V, 64 / kGroups, kMaxCode>, PlainScales<V, kGroups>, kWideCodes,
                            kWideCodes + 64, Offset, Min, true>;
@@ -88,8 +90,7 @@ struct SuperFormat {
     const int8_t* q = act.q + at * kSuperblock;
     const float* d_act = act.d + at;
     const S scales(p.body, lane);
-    I scale[kGroups], total[M];
-    expand_scales<V>(scales, scale);
+    I total[M];
     UNROLL for (int m = 0; m < M; ++m) total[m] = V::zero();
 
     if constexpr (Offset != 0 && !V::kSums32) {
@@ -97,18 +98,14 @@ struct SuperFormat {
       UNROLL for (int m = 0; m < M; ++m) total[m] = V::mul(total[m], V::set1(-Offset));
     }
 
-    const int32_t* minus_sum = kGroups == 16 ? act.minus_sum16 + at * 16 : act.minus_sum32 + at * 8;
     const uint8_t* planes = p.body + CodePlane * kPlaneBytes + 4 * lane;
-    if constexpr (kPaired) {
-      for (int g = 0; g < kGroups; g += 2, planes += 3 * kPlaneBytes, q += 2 * kGroupCols * M) {
-        add_group<V, ThreeBitCodes<V, 0>, M, Offset>(planes, q, scale[g], minus_sum + g, kGroups, total);
-        add_group<V, ThreeBitCodes<V, 1>, M, Offset>(planes, q + kGroupCols * M, scale[g + 1], minus_sum + g + 1,
-                                                     kGroups, total);
-      }
-    } else {
-      for (int g = 0; g < kGroups; ++g, planes += C::kPlanes * kPlaneBytes, q += kGroupCols * M)
-        add_group<V, C, M, Offset>(planes, q, scale[g], minus_sum + g, kGroups, total);
+    bool paired = false;
+    if constexpr (kPairs && M >= kPairRows) {
+      paired = sums_fit<M>(act, at);
+      if (paired) add_pairs(scales, planes, q, act.pair_start + at * 8, total);
     }
+    if (!paired)
+      add_groups(scales, planes, q, kGroups == 16 ? act.minus_sum16 + at * 16 : act.minus_sum32 + at * 8, total);
 
     const Fl d = V::load_half((InlineD ? p.body : p.header) + 2 * lane);
     Fl sum[M];
@@ -120,6 +117,44 @@ struct SuperFormat {
       UNROLL for (int m = 0; m < M; ++m) sum[m] = V::fnma(V::to_f(total[m]), dmin, sum[m]);
     }
     UNROLL for (int m = 0; m < M; ++m) acc[m] = V::fma(sum[m], V::set1_f(d_act[m]), acc[m]);
+  }
+
+  // Whether the sums of all groups of these rows fit 16 bits, whatever the codes are. Of Gaussian activations they do
+  // nearly always (Q4_K) or mostly (Q5_K, Q6_K).
+  template <int M>
+  static INLINE bool sums_fit(const Activations& act, int64_t at) {
+    constexpr int kMost = Offset > kMaxCode - Offset ? Offset : kMaxCode - Offset;
+    if constexpr (kMost * 127 * kGroupCols <= 32767) return true;
+    const int16_t* reach = (kGroups == 16 ? act.reach16 : act.reach32) + at;
+    bool fit = true;
+    UNROLL for (int m = 0; m < M; ++m) fit &= reach[m] <= 32767 / kMost;
+    return fit;
+  }
+
+  template <int M>
+  static INLINE void add_pairs(const S& scales, const uint8_t* planes, const int8_t* q, const int32_t* start,
+                               I (&total)[M]) {
+    I pairs[kGroups / 2];
+    expand_scale_pairs<V>(scales, pairs);
+    for (int i = 0; i < kGroups / 2; ++i, planes += 2 * C::kPlanes * kPlaneBytes, q += 2 * kGroupCols * M)
+      add_group_pair<V, C, M, Offset>(planes, q, pairs[i], start + i, kGroups / 2, total);
+  }
+
+  template <int M>
+  static INLINE void add_groups(const S& scales, const uint8_t* planes, const int8_t* q, const int32_t* minus_sum,
+                                I (&total)[M]) {
+    I scale[kGroups];
+    expand_scales<V>(scales, scale);
+    if constexpr (kPaired) {
+      for (int g = 0; g < kGroups; g += 2, planes += 3 * kPlaneBytes, q += 2 * kGroupCols * M) {
+        add_group<V, ThreeBitCodes<V, 0>, M, Offset>(planes, q, scale[g], minus_sum + g, kGroups, total);
+        add_group<V, ThreeBitCodes<V, 1>, M, Offset>(planes, q + kGroupCols * M, scale[g + 1], minus_sum + g + 1,
+                                                     kGroups, total);
+      }
+    } else {
+      for (int g = 0; g < kGroups; ++g, planes += C::kPlanes * kPlaneBytes, q += kGroupCols * M)
+        add_group<V, C, M, Offset>(planes, q, scale[g], minus_sum + g, kGroups, total);
+    }
   }
 
   static INLINE Place unpack(Place p, int lane, uint8_t* out) {
@@ -149,7 +184,7 @@ using FormatQ4K = SuperFormat<V, NibbleCodes<V>, ScalesQ4K<V>, 4, 36, 0, true, t
 template <class V>
 using FormatQ5K = SuperFormat<V, FiveBitCodes<V>, ScalesQ4K<V>, 4, 44, 0, true, true>;
 template <class V>
-using FormatQ6K = SuperFormat<V, SixBitCodes<V>, ScalesQ6K<V>, 4, 52, 32, false, false>;
+using FormatQ6K = SuperFormat<V, SixBitCodes<V>, ScalesQ6K<V>, 4, 52, kSixBitOffset, false, false>;
 template <class V>
 using FormatQ2K = SuperFormat<V, TwoBitCodes<V>, ScalesQ2K<V>, 5, 21, 0, true, true>;
 template <class V>

@@ -46,6 +46,9 @@ struct Workspace {
     act.bsum32 = reinterpret_cast<int16_t*>(take(slices * n_rows * 8 * 2));
     act.minus_sum16 = reinterpret_cast<int32_t*>(take(slices * n_rows * 16 * 4));
     act.minus_sum32 = reinterpret_cast<int32_t*>(take(slices * n_rows * 8 * 4));
+    act.pair_start = reinterpret_cast<int32_t*>(take(slices * n_rows * 8 * 4));
+    act.reach16 = reinterpret_cast<int16_t*>(take(slices * n_rows * 2));
+    act.reach32 = reinterpret_cast<int16_t*>(take(slices * n_rows * 2));
     if (keep_floats) normed = reinterpret_cast<float*>(take(n_rows * float_stride(w.n_cols()) * 4));
     return used;
   }

@@ -87,25 +87,45 @@ INLINE void block_scale(int32_t bits, float& d, float& inverse) {
   if (!(inverse <= std::numeric_limits<float>::max())) d = inverse = 0.0f;  // amax below 2^-121: nothing is lost
 }
 
+// Of a slice with the sums and the sums of magnitudes of every sixteen codes: what the kernels need to multiply groups
+// in pairs.
+INLINE void note_pairs(const int32_t (&sums)[16], const int32_t (&sizes)[16], int64_t at, const Activations& act) {
+  int32_t reach16 = 0, reach32 = 0;
+  for (int i = 0; i < 16; ++i) reach16 = sizes[i] > reach16 ? sizes[i] : reach16;
+  for (int i = 0; i < 16; i += 2) {
+    const int32_t sum = sums[i] + sums[i + 1], size = sizes[i] + sizes[i + 1];
+    const int32_t larger = (size + (sum < 0 ? -sum : sum)) / 2;  // of the positive and of the negative codes
+    reach32 = larger > reach32 ? larger : reach32;
+    const uint32_t both = (static_cast<uint32_t>(sums[i]) << 16) + static_cast<uint32_t>(sums[i + 1]);
+    act.pair_start[at * 8 + i / 2] = static_cast<int32_t>(0x8000 - kSixBitOffset * both);
+  }
+  act.reach16[at] = static_cast<int16_t>(reach16);
+  act.reach32[at] = static_cast<int16_t>(reach32);
+}
+
 template <class V>
 void quantize_row(const float* x, int64_t row, ActivationKind kind, const Activations& act, int8_t* q) noexcept {
+  const bool pairs = V::kPairs && kind == ActivationKind::q8k && act.n_rows >= kPairRows;
   for (int64_t k = 0, slice = 0; k < act.n_cols; k += kSuperblock, ++slice) {
     const int64_t at = slice * act.n_rows + row;
     const int n = static_cast<int>(act.n_cols - k < kSuperblock ? act.n_cols - k : kSuperblock);
     float inverse = 0.0f;
-    int32_t sums[16] = {};
+    int32_t sums[16] = {}, sizes[16] = {};
     if (kind == ActivationKind::q8k) block_scale(max_abs_bits<V>(x + k, n), act.d[at], inverse);
     for (int i = 0; i < n; i += 32) {
       if (kind == ActivationKind::q8) block_scale(max_abs_bits<V>(x + k + i, 32), act.d[at * 8 + i / 32], inverse);
       for (int c = 0; c < 32; c += V::lanes)
         V::store_rounded(V::mul_f(V::load_f(x + k + i + c), V::set1_f(inverse)), q + k + i + c);
       V::sum_bytes(q + k + i, sums + i / 16);
+      if constexpr (V::kPairs)
+        if (pairs) V::sum_sizes(q + k + i, sizes + i / 16);
     }
     for (int i = 0; i < 8; ++i) act.minus_sum32[at * 8 + i] = -(sums[2 * i] + sums[2 * i + 1]);
     if (kind == ActivationKind::q8k) {
       for (int i = 0; i < 16; ++i) act.bsum16[at * 16 + i] = static_cast<int16_t>(sums[i]);
       for (int i = 0; i < 8; ++i) act.bsum32[at * 8 + i] = static_cast<int16_t>(sums[2 * i] + sums[2 * i + 1]);
       for (int i = 0; i < 16; ++i) act.minus_sum16[at * 16 + i] = -sums[i];
+      if (pairs) note_pairs(sums, sizes, at, act);
     }
   }
 }

@@ -27,6 +27,7 @@ struct V1 {
   static constexpr int lanes = 1, kFewRows = 0, kMaxRows = 1, kSignedOffset = 0;
   static constexpr bool unpack(int) { return true; }
   static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
+  static constexpr bool kPairs = false;
 
   static void prefetch(const uint8_t*) {}
   static I zero() { return 0; }

@@ -1,7 +1,7 @@
 // Part of tile_kernels.inl: the scales of the K formats.
 
 // `expand` writes scale(g) of every group as int32 lanes; `pair<i>` gives int16 pairs (2i, 2i + 1) of what the block
-// sums are multiplied with: the mins, or the scales where codes carry an offset.
+// sums are multiplied with: the mins, or the scales where codes carry an offset; `scale_pair<i>` those of the scales.
 
 template <class V>
 struct ScalesQ4K {  // Q4_K, Q5_K: eight 6-bit scales and mins in twelve bytes
@@ -22,6 +22,10 @@ struct ScalesQ4K {  // Q4_K, Q5_K: eight 6-bit scales and mins in twelve bytes
     return V::template byte<G % 4>(sc[G / 4]);
   }
   template <int P>
+  INLINE I scale_pair() const {
+    return V::template byte_pair<P % 2>(sc[P / 2]);
+  }
+  template <int P>
   INLINE I pair() const {
     return V::template byte_pair<P % 2>(mn[P / 2]);
   }
@@ -38,6 +42,10 @@ struct ScalesQ2K {  // sixteen bytes: scale in the low, min in the high nibble
   template <int G>
   INLINE I scale() const {
     return V::and_(V::template byte<G % 4>(s[G / 4]), V::set1(15));
+  }
+  template <int P>
+  INLINE I scale_pair() const {
+    return V::and_(V::template byte_pair<P % 2>(s[P / 2]), V::set1(0x000F000F));
   }
   template <int P>
   INLINE I pair() const {
@@ -60,6 +68,10 @@ struct ScalesQ6K {  // sixteen signed bytes
   template <int P>
   INLINE I pair() const {
     return V::template signed_byte_pair<P % 2>(s[P / 2]);
+  }
+  template <int P>
+  INLINE I scale_pair() const {
+    return pair<P>();
   }
 };
 
@@ -111,6 +123,15 @@ INLINE void expand_scales(const Scales& s, typename V::I* out) {
   if constexpr (G < Scales::kGroups) {
     out[G] = V::fold_scale(s.template scale<G>());
     expand_scales<V, Scales, G + 1>(s, out);
+  }
+}
+
+// The even group's scale in the high half, where its sum lies.
+template <class V, class Scales, int P = 0>
+INLINE void expand_scale_pairs(const Scales& s, typename V::I* out) {
+  if constexpr (P < Scales::kGroups / 2) {
+    out[P] = V::swap16(s.template scale_pair<P>());
+    expand_scale_pairs<V, Scales, P + 1>(s, out);
   }
 }
 

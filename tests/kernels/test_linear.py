@@ -115,6 +115,34 @@ def test_largest_codes_and_scales_do_not_overflow(ggml_type: GGMLType, isa: str,
         assert np.all(error <= error_bound(x, weights, ggml_type) * 64)
 
 
+@pytest.mark.parametrize("n_large", [0, 7, 8, 9, 15, 16, 17, 18, 32])
+@pytest.mark.parametrize("ggml_type", [t for t in FORMATS if BLOCK_SIZES[t][0] == 256], ids=lambda t: t.name)
+def test_sums_around_sixteen_bits(ggml_type: GGMLType, n_large: int, pool: ops.ThreadPool) -> None:
+    """Kernels that keep the sums of two groups in one lane must notice those that do not fit.
+
+    Rows of weights have all codes smallest or all largest; of 32 activations n_large are largest, all of one sign.
+    """
+    n_rows, n_cols = 16, 512
+    data, _ = random_matrix(ggml_type, n_rows, n_cols)
+    blocks = data.view(reference_formats.BLOCK_DTYPES[ggml_type]).reshape(n_rows, -1)
+    for name in {"qs", "ql", "qh", "hmask"} & set(blocks.dtype.names or ()):
+        blocks[name][::2] = 0
+        blocks[name][1::2] = 0xFF
+    x = np.full((13, n_cols // 32, 32), 0.01, np.float32)
+    from_both_ends = np.stack([np.arange(0, 32, 2), np.arange(31, 0, -2)], axis=1).reshape(-1)
+    x[:, :, from_both_ends[:n_large]] = 1
+    x[::3] *= -1
+    x[4, 3] *= -1
+    x = x.reshape(13, n_cols)
+    results = []
+    for isa in ISAS:
+        ops.select_isa(isa)
+        w = ops.pack_matrix([(data, ggml_type, n_rows)], n_cols, pool=pool)
+        results.append(ops.linear(x, w, pool=pool))
+    for isa, result in zip(ISAS, results, strict=True):
+        assert np.array_equal(result, results[-1]), isa
+
+
 @pytest.mark.parametrize("n_cols", [32, 96, 224, 288])
 @pytest.mark.parametrize("ggml_type", [t for t in FORMATS if BLOCK_SIZES[t][0] == 32], ids=lambda t: t.name)
 def test_columns_that_are_no_multiple_of_256(ggml_type: GGMLType, n_cols: int, pool: ops.ThreadPool) -> None:
