@@ -121,6 +121,29 @@ INLINE void add_steps(const Planes& planes, const int8_t* q, typename V::I scale
   }
 }
 
+// add_steps for four-bit codes and few rows, where undoing the packing is what costs: the high nibbles stay where they
+// are, so their sum is sixteen times what it should be until it is shifted down.
+template <class V, int M, bool StartsAtAcc, class Planes>
+INLINE void add_nibbles(const Planes& planes, const int8_t* q, typename V::I scale, typename V::I (&acc)[M],
+                        typename V::I (&total)[M]) {
+  using I = typename V::I;
+  I high[M];
+  UNROLL for (int m = 0; m < M; ++m) high[m] = V::zero();
+  UNROLL for (int p = 0; p < 4; ++p) {
+    const I w = V::and_(planes[p], V::set1(static_cast<int>(0xF0F0F0F0)));
+    UNROLL for (int m = 0; m < M; ++m) high[m] = V::template dot<240>(high[m], w, q + ((p + 4) * M + m) * 4);
+  }
+  UNROLL for (int m = 0; m < M; ++m) {
+    high[m] = V::template sra<4>(high[m]);
+    acc[m] = StartsAtAcc ? V::add(acc[m], high[m]) : high[m];
+  }
+  UNROLL for (int p = 0; p < 4; ++p) {
+    const I w = V::and_(planes[p], V::set1(0x0F0F0F0F));
+    UNROLL for (int m = 0; m < M; ++m) acc[m] = V::template dot<15>(acc[m], w, q + (p * M + m) * 4);
+  }
+  UNROLL for (int m = 0; m < M; ++m) total[m] = V::template fold<15>(total[m], acc[m], scale);
+}
+
 // The same for a whole group. Codes that carry an offset start from -offset times the sum of the group's activations,
 // which `minus_sum` holds for row m at [m * stride]; where sums are not 32-bit the caller has taken it back already.
 template <class V, class Codes, int M, int Offset>
@@ -132,7 +155,9 @@ INLINE void add_group(const uint8_t* planes, const int8_t* q, typename V::I scal
   } else {
     UNROLL for (int m = 0; m < M; ++m) acc[m] = V::zero();
   }
-  if constexpr (M <= V::kFewRows)
+  if constexpr (M <= V::kFewRows && std::is_same_v<Codes, NibbleCodes<V>>)
+    add_nibbles<V, M, Offset != 0>(PlanesInRegisters<V, Codes::kPlanes>(planes), q, scale, acc, total);
+  else if constexpr (M <= V::kFewRows)
     add_steps<V, Codes, M>(PlanesInRegisters<V, Codes::kPlanes>(planes), q, scale, acc, total);
   else
     add_steps<V, Codes, M>(PlanesInMemory<V>(planes), q, scale, acc, total);
