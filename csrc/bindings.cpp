@@ -1,6 +1,7 @@
 // The module `phlite._native`: instruction sets, the thread pool, and the operations of every area.
 #include "bindings.h"
 
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -43,6 +44,12 @@ NB_MODULE(_native, m) {
       .def(nb::init<int>(), nb::arg("n_threads"))
       .def_prop_ro("n_threads", &ThreadPool::size)
       .def("defer", &ThreadPool::defer, "Note operations of this thread down; RuntimeError when that is so already.")
+      .def(
+          "add_lasting",
+          [](ThreadPool& pool, const nb::ndarray<const float, nb::c_contig, nb::device::cpu>& array) {
+            pool.add_lasting(array.data());
+          },
+          nb::arg("array").noconvert(), "The caller keeps this array until it stops deferring.")
       .def("settle", &settle, "Run what is noted down, in order.")
       .def(
           "stop_deferring",

@@ -12,6 +12,7 @@
 // Work that is split by thread_idx must not change a floating-point sum: every sum is owned by one thread, or its parts
 // are fixed by the shape and combined in a fixed order.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -57,7 +58,15 @@ class ThreadPool {
   // From `defer` to `stop_deferring`, operations of this thread are noted down instead of run; `take_noted` hands over
   // those that wait. Bindings use these, under the interpreter's lock.
   void defer();  // throws std::logic_error when a thread defers already
-  void stop_deferring() { deferring_ = {}; }
+  void stop_deferring() {
+    deferring_ = {};
+    lasting_.clear();
+  }
+  // Arrays that live until `stop_deferring`, whatever operations are noted down with them.
+  void add_lasting(const void* data) { lasting_.push_back(data); }
+  bool outlives_block(const void* data) const {
+    return std::find(lasting_.begin(), lasting_.end(), data) != lasting_.end();
+  }
   bool deferring() const { return deferring_ == std::this_thread::get_id(); }
   void note(std::unique_ptr<Operation> operation) { noted_.push_back(std::move(operation)); }
   std::vector<std::unique_ptr<Operation>> take_noted() { return std::exchange(noted_, {}); }
@@ -97,6 +106,7 @@ class ThreadPool {
   AlignedBuffer scratch_;  // of the operations of one region
   std::thread::id deferring_;
   std::vector<std::unique_ptr<Operation>> noted_;
+  std::vector<const void*> lasting_;
 
   Region fn_ = nullptr;
   void* ctx_ = nullptr;

@@ -41,7 +41,7 @@ def test_a_chain_of_products_has_the_same_bits(n_rows: int, n_threads: int) -> N
     expected = chain(x, matrices, pool)
     assert not np.array_equal(expected, x)
     for _ in range(20):
-        with ops.deferred(pool):
+        with ops.Deferred(pool):
             got = chain(x, matrices, pool)
             gc.collect()  # inputs that nothing but the noted operations hold
         assert np.array_equal(got, expected)
@@ -58,7 +58,7 @@ def test_attention_and_products_of_several_sequences_have_the_same_bits() -> Non
         return [ops.linear(a, w, pool=pool, residual=a) for a in rows.values()]
 
     expected = answers()
-    with ops.deferred(pool):
+    with ops.Deferred(pool):
         got = answers()
     assert all(np.array_equal(a, b) for a, b in zip(got, expected, strict=True))
 
@@ -78,7 +78,7 @@ def test_a_mixture_of_experts_sees_what_was_noted_before_it() -> None:
         return ops.linear(h, w, pool=pool)
 
     expected = answer()
-    with ops.deferred(pool):
+    with ops.Deferred(pool):
         got = answer()
     assert np.array_equal(got, expected)
 
@@ -87,15 +87,41 @@ def test_a_norm_sees_what_was_noted_before_it() -> None:
     pool = ops.ThreadPool(2)
     w, x, one = pack(256, 256, pool=pool), normal(3, 256), np.ones(256, np.float32)
     expected = ops.norm(ops.linear(x, w, pool=pool), one, 1e-5)
-    with ops.deferred(pool):
+    with ops.Deferred(pool):
         got = ops.norm(ops.linear(x, w, pool=pool), one, 1e-5, pool=pool)
     assert np.array_equal(got, expected)
+
+
+def test_memory_of_dropped_results_is_used_again_and_that_of_kept_ones_is_not() -> None:
+    pool = ops.ThreadPool(2)
+    region, matrices = ops.Deferred(pool), [pack(256, 256, pool=pool) for _ in range(2)]
+    x, one = normal(3, 256), np.ones(256, np.float32)
+
+    def run(kept: list[np.ndarray]) -> np.ndarray:
+        y = x
+        for i in range(40):
+            y = ops.linear(y, matrices[i % 2], pool=pool, norm_weight=one, eps=1e-5)
+            if i % 10 == 5:
+                kept.append(y[1:])  # a view keeps the whole
+        return y
+
+    kept_expected: list[np.ndarray] = []
+    expected = run(kept_expected)
+    answers: list[tuple[np.ndarray, list[np.ndarray]]] = []
+    for _ in range(3):
+        kept: list[np.ndarray] = []
+        with region:
+            answers.append((run(kept), kept))
+        assert sum(len(results) for results in region.results.values()) <= 3
+    for got, kept in answers:  # the first ones too, after later steps
+        assert np.array_equal(got, expected)
+        assert all(np.array_equal(a, b) for a, b in zip(kept, kept_expected, strict=True))
 
 
 def test_nothing_runs_before_the_block_ends() -> None:
     pool = ops.ThreadPool(2)
     w, x, out = pack(64, 256, pool=pool), normal(1, 256), np.full((1, 64), 7, np.float32)
-    with ops.deferred(pool):
+    with ops.Deferred(pool):
         ops.linear(x, w, pool=pool, out=out)
         assert np.all(out == 7)
     assert np.array_equal(out, ops.linear(x, w, pool=pool))
@@ -106,7 +132,7 @@ def test_an_error_drops_what_was_noted_and_the_pool_goes_on() -> None:
     w, x, out = pack(64, 256, pool=pool), normal(1, 256), np.full((1, 64), 7, np.float32)
 
     def fail() -> None:
-        with ops.deferred(pool):
+        with ops.Deferred(pool):
             ops.linear(x, w, pool=pool, out=out)
             ops.linear(x, w, pool=pool, residual=normal(2, 64))
 
@@ -114,7 +140,7 @@ def test_an_error_drops_what_was_noted_and_the_pool_goes_on() -> None:
         fail()
     assert np.all(out == 7)
     expected = ops.linear(x, w, pool=pool)
-    with ops.deferred(pool):
+    with ops.Deferred(pool):
         got = ops.linear(x, w, pool=pool)
     assert np.array_equal(got, expected)
     assert np.all(out == 7)
@@ -122,9 +148,9 @@ def test_an_error_drops_what_was_noted_and_the_pool_goes_on() -> None:
 
 def test_blocks_do_not_nest() -> None:
     pool = ops.ThreadPool(1)
-    with ops.deferred(pool), pytest.raises(RuntimeError, match="deferred already"), ops.deferred(pool):
+    with ops.Deferred(pool), pytest.raises(RuntimeError, match="deferred already"), ops.Deferred(pool):
         pass
-    with ops.deferred(pool):
+    with ops.Deferred(pool):
         pass
 
 
@@ -137,7 +163,7 @@ def test_other_threads_and_other_pools_run_at_once() -> None:
     def elsewhere() -> None:
         results.append(ops.linear(x, w, pool=pool).copy())
 
-    with ops.deferred(pool):
+    with ops.Deferred(pool):
         thread = threading.Thread(target=elsewhere)
         thread.start()
         thread.join()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import Protocol
 
 from phlite import ops
@@ -14,8 +15,7 @@ from phlite.models.base import Batch, ModelConfig, check_batch
 __all__ = ["DecoderConfig", "RotaryDecoder"]
 
 MOST_DEFERRED_TOKENS = 16
-"""In larger steps the interpreter's time is lost beside the products', and all results of a step together, which stay
-until it has run, would take much memory."""
+"""In larger steps the interpreter's time is lost beside the products'."""
 
 
 class DecoderConfig(ModelConfig, Protocol):
@@ -64,6 +64,10 @@ class RotaryDecoder:
             cos_sin=self.rotary_emb.cos_sin(batch.positions, batch.seq_starts, batch.seq_lens),
         )
 
+    @cached_property
+    def _region(self) -> ops.Deferred:
+        return ops.Deferred(self.lm_head.pool)
+
     def one_region(self, batch: Batch) -> AbstractContextManager[None]:
         """Return the context for the products and attention of a step: of a small one, all run together at its end.
 
@@ -73,4 +77,4 @@ class RotaryDecoder:
         watched = watch is not None and watch.see is not None
         if len(batch.token_ids) > MOST_DEFERRED_TOKENS or batch.lora is not None or watched:
             return nullcontext()
-        return ops.deferred(self.lm_head.pool)
+        return self._region

@@ -13,7 +13,7 @@ from phlite._native import (
     supported_isas,
 )
 from phlite.ops.attention import AttentionBatch, BlockSparse, KVCache, attention
-from phlite.ops.deferred import deferred
+from phlite.ops.deferred import Deferred
 from phlite.ops.dequantize import dequantize, embedding
 from phlite.ops.isa import select_forced_isa, select_isa
 from phlite.ops.linear import PACKED_LAYOUT, Activation, PackedMatrix, ThreadPool, linear, norm, pack_matrix
@@ -26,12 +26,12 @@ __all__ = [
     "Activation",
     "AttentionBatch",
     "BlockSparse",
+    "Deferred",
     "Experts",
     "KVCache",
     "PackedMatrix",
     "ThreadPool",
     "attention",
-    "deferred",
     "dequantize",
     "embedding",
     "isa_name",

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from phlite import _native
 from phlite.errors import RequestError, ShapeError
+from phlite.ops.deferred import empty
 from phlite.ops.linear import ThreadPool
 
 F32: TypeAlias = npt.NDArray[np.float32]
@@ -135,7 +136,7 @@ def attention(
     error:            bounds in csrc/attention/attention.h
     """
     if out is None:
-        out = np.empty((batch.n_tokens, n_heads * cache.head_dim), np.float32)
+        out = empty(batch.n_tokens, n_heads * cache.head_dim, pool)
     sparse = None
     if block_sparse is not None:
         b = block_sparse

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from phlite import _native
 from phlite._native import PACKED_LAYOUT, PackedMatrix, ThreadPool
 from phlite.errors import ShapeError
+from phlite.ops.deferred import empty
 
 __all__ = ["PACKED_LAYOUT", "Activation", "MatrixPart", "PackedMatrix", "ThreadPool", "linear", "norm", "pack_matrix"]
 
@@ -96,7 +97,7 @@ def linear(
                  max|x| / 254 per element and block; the sum itself as in csrc/matmul/kernels.h
     """
     if out is None:
-        out = np.empty((len(x) if rows is None else len(rows), w.n_outputs), np.float32)
+        out = empty(len(x) if rows is None else len(rows), w.n_outputs, pool)
     try:
         _native.linear(w, x, out, pool, norm_weight, eps, residual, rows, norm_bias, bias, addend)
     except ValueError as error:
