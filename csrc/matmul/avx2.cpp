@@ -6,6 +6,7 @@
 // weights (two registers) times four rows of activations: eight sums, the codes, an activation and a product; totals
 // are added to in memory.
 #include "matmul/kernels.h"
+#include "support/prefetch.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>

@@ -6,6 +6,7 @@
 // 199. Every multiplication takes the place of a dot product, so two groups share one with their scales where their
 // sums fit 16 bits: Q4_K 185 -> 195, Q6_K 172 -> 185 for the whole kernel.
 #include "matmul/kernels.h"
+#include "support/prefetch.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>

@@ -2,6 +2,7 @@
 // Lake and Zen 5) and EVEX (AVX512-VNNI with AVX512VL). The same kernels are compiled for both; the feature bits
 // choose.
 #include "matmul/kernels.h"
+#include "support/prefetch.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>

@@ -68,6 +68,7 @@ struct TileArgs {
   float* out;
   int64_t ld;
   const float* residual;  // or null; may be `out`
+  const uint8_t* next;    // the tile to come, whose bytes many rows ask the memory for while they compute; or null
 };
 
 // From this many rows on, formats whose codes take long to unpack (`unpack` of each instruction set says which) do it

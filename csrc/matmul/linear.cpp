@@ -111,10 +111,13 @@ struct Job {
     return packed_format(format).activations == ActivationKind::q8 ? ws[1].act : ws[0].act;
   }
 
-  void multiply(const PackedMatrix::Tile& tile, int64_t row, int64_t n, const Workspace (&ws)[2], float* out,
+  // Tile i times rows [row, row + n), while tile `next`, if not negative, is fetched.
+  void multiply(int64_t i, int64_t next, int64_t row, int64_t n, const Workspace (&ws)[2], float* out,
                 int64_t ld = kTileRows, const float* residual = nullptr) const {
+    const PackedMatrix::Tile& tile = w.tiles()[i];
     const Activations& act = activations_of(tile.format, ws);
-    kernels.tile[tile.format]({w.storage() + tile.offset, &act, row, n, out, ld, residual});
+    const uint8_t* next_tile = next < 0 ? nullptr : w.storage() + w.tiles()[next].offset;
+    kernels.tile[tile.format]({w.storage() + tile.offset, &act, row, n, out, ld, residual, next_tile});
   }
 
   // Adds bias and addend to the product of rows [row, row + n) with a tile, the gate (half 0) or up (half 1) rows of a
@@ -134,16 +137,17 @@ struct Job {
   }
 
   // Rows [row, row + n) of tile i (of tiles i and i + 1, a gate and its up rows, when gated).
-  void multiply_tile(int64_t i, int64_t row, int64_t n, const Workspace (&ws)[2], float* product, float* up) const {
+  void multiply_tile(int64_t i, int64_t next, int64_t row, int64_t n, const Workspace (&ws)[2], float* product,
+                     float* up) const {
     const PackedMatrix::Tile& tile = w.tiles()[i];
     const int64_t ld = w.n_outputs(), at = row * ld + tile.out_col;
     if (tile.n_valid == kTileRows && w.activation() == Activation::none && !args.bias && !args.addend &&
         !(args.residual && args.rows))
-      return multiply(tile, row, n, ws, args.out + at, ld, args.residual ? args.residual + at : nullptr);
-    multiply(tile, row, n, ws, product);
+      return multiply(i, next, row, n, ws, args.out + at, ld, args.residual ? args.residual + at : nullptr);
+    multiply(i, w.gated() ? i + 1 : next, row, n, ws, product);
     add_terms(tile, 0, row, n, product);
     if (w.gated()) {
-      multiply(w.tiles()[i + 1], row, n, ws, up);
+      multiply(i + 1, next, row, n, ws, up);
       add_terms(w.tiles()[i + 1], 1, row, n, up);
       if (w.activation() == Activation::swiglu)
         kernels.swiglu(product, up, n * kTileRows, product);
@@ -246,12 +250,21 @@ void LinearOperation::work(ThreadPool& pool, int thread, int n_threads) noexcept
   const int64_t step = w_.gated() ? 2 : 1;
   const int64_t pass = rows_per_pass(n_rows, w_.n_cols() * (w_.needs(ActivationKind::f32) ? 4 : 1));
   alignas(64) float product[kMaxTileRows * kTileRows], up[kMaxTileRows * kTileRows];
-  // A thread's first chunk is known beforehand, so that it can be fetched early; the others go to whoever is free.
-  for (int64_t idx = thread; idx < n_chunks_; idx = n_threads + pool.take_chunk(1)) {
+  // A thread's first chunk is known beforehand, so that it can be fetched early; the others go to whoever is free. Many
+  // rows take the next chunk before they work on one, so that its first tile is fetched meanwhile.
+  const auto take = [&] { return n_threads + pool.take_chunk(1); };
+  int64_t idx = thread, next_idx = shared() ? take() : -1;
+  while (idx < n_chunks_) {
     const auto [first, last] = chunk(idx);
+    const int64_t next_chunk = shared() && next_idx < n_chunks_ ? chunk(next_idx).first : -1;
     for (int64_t row = 0; row < n_rows; row += pass)
-      for (int64_t i = first; i < last; i += step)
-        job.multiply_tile(i, row, std::min(pass, n_rows - row), ws, product, up);
+      for (int64_t i = first; i < last; i += step) {
+        const bool is_last = i + step >= last;
+        const int64_t next = !shared() ? -1 : !is_last ? i + step : row + pass < n_rows ? first : next_chunk;
+        job.multiply_tile(i, next, row, std::min(pass, n_rows - row), ws, product, up);
+      }
+    idx = shared() ? next_idx : take();
+    if (shared()) next_idx = take();
   }
 }
 

@@ -9,6 +9,7 @@
 
 #include "matmul/kernels.h"
 #include "support/fp16.h"
+#include "support/prefetch.h"
 
 #if defined(_MSC_VER)
 #define INLINE inline
