@@ -221,7 +221,7 @@ struct BlockFormat {
          ++i, header += kHeader, planes += C::kPlanes * kPlaneBytes, q += 32 * M, ++d_act, ++minus_sum) {
       I total[M];
       UNROLL for (int m = 0; m < M; ++m) total[m] =
-          Offset != 0 && !V::kSums32 ? V::set1(Offset * minus_sum[m * 8]) : V::zero();
+          Offset != 0 && !V::kSums32 ? V::template shift<log2_of(Offset)>(V::set1(minus_sum[m * 8])) : V::zero();
       add_group<V, C, M, Offset>(planes, q, V::unit_scale(), minus_sum, 8, total);
       const Fl d = V::load_half(header);
       UNROLL for (int m = 0; m < M; ++m) {

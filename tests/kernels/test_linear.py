@@ -17,7 +17,8 @@ from phlite.ops.reference import linear as reference
 FORMATS = list(GGMLType)
 QUANTISED = [t for t in FORMATS if BLOCK_SIZES[t][0] > 1]
 ISAS = ops.supported_isas()
-ROW_COUNTS = (1, 2, 3, 4, 7, 8, 11, 12, 13, 27)  # around the register tiles of 1, 2, 4, 8 and 12 rows
+# Around the register tiles of 1, 2, 4, 8 and 12 rows, and one that unpacks slices for all rows (from 48 on).
+ROW_COUNTS = (1, 2, 3, 4, 7, 8, 11, 12, 13, 27, 63)
 
 
 @pytest.fixture(autouse=True)
