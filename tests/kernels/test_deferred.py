@@ -146,6 +146,23 @@ def test_an_error_drops_what_was_noted_and_the_pool_goes_on() -> None:
     assert np.all(out == 7)
 
 
+def test_a_region_whose_block_was_interrupted_before_its_end_starts_anew() -> None:
+    pool = ops.ThreadPool(2)
+    region = ops.Deferred(pool)
+    w, x, out = pack(64, 256, pool=pool), normal(1, 256), np.full((1, 64), 7, np.float32)
+    expected = ops.linear(x, w, pool=pool)
+    region.__enter__()
+    ops.linear(x, w, pool=pool, out=out)  # Ctrl-C before __exit__
+    with region:
+        got = ops.linear(x, w, pool=pool)
+    assert np.array_equal(got, expected)
+    region.__enter__()
+    ops.linear(x, w, pool=pool, out=out)
+    region.drop_interrupted()
+    assert np.array_equal(ops.linear(x, w, pool=pool), expected)
+    assert np.all(out == 7)
+
+
 def test_blocks_do_not_nest() -> None:
     pool = ops.ThreadPool(1)
     with ops.Deferred(pool), pytest.raises(RuntimeError, match="deferred already"), ops.Deferred(pool):

@@ -73,6 +73,7 @@ class RotaryDecoder:
 
         Steps that look at values on their way (adapters, watched inputs) run each operation at once.
         """
+        self._region.drop_interrupted()
         watch = self.lm_head.watch
         watched = watch is not None and watch.see is not None
         if len(batch.token_ids) > MOST_DEFERRED_TOKENS or batch.lora is not None or watched:

@@ -50,25 +50,36 @@ class Deferred:
         self.results: dict[tuple[int, int], list[F32]] = {}
 
     def __enter__(self) -> None:
-        self.pool.defer()
+        self.drop_interrupted()
+        if self.pool in _entered:
+            raise RuntimeError("operations of this thread pool are deferred already")
         self.thread = threading.get_ident()
+        _entered[self.pool] = self
+        self.pool.defer()
         for results in self.results.values():
             for result in results:
                 self.pool.add_lasting(result)
-        _entered[self.pool] = self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        del _entered[self.pool]
         try:
             if kind is None:
                 self.pool.settle()
         finally:
-            self.pool.stop_deferring()
-            for shape, results in self.results.items():  # what the caller took along is his
-                counts = _count_references(results)
-                self.results[shape] = [result for result, n in zip(results, counts, strict=True) if n == _UNUSED]
+            self._stop()
+        for shape, results in self.results.items():  # what the caller took along is his
+            counts = _count_references(results)
+            self.results[shape] = [result for result, n in zip(results, counts, strict=True) if n == _UNUSED]
+
+    def drop_interrupted(self) -> None:
+        """End a block that an interrupt (Ctrl-C) kept from ending, and drop what was noted down in it."""
+        if _entered.get(self.pool) is self:
+            self._stop()
+
+    def _stop(self) -> None:
+        _entered.pop(self.pool, None)
+        self.pool.stop_deferring()
 
     def empty(self, n_rows: int, n_cols: int) -> F32:
         """Return float32[n_rows, n_cols] for a result, of any content, that nobody else has."""
