@@ -28,8 +28,8 @@ INLINE void add_tile(const TileArgs& a, int64_t row, int lane) {
   const int64_t n_slices = (act.n_cols + kSuperblock - 1) / kSuperblock;
   typename V::F acc[M];
   UNROLL for (int m = 0; m < M; ++m) acc[m] = V::zero_f();
-  // The last large group fetches the next tile: this one's bytes are in the cache by then, and the memory is idle. One row
-  // alone leaves that to the processor, which does it better.
+  // The last large group fetches the next tile: this one's bytes are in the cache by then, and the memory is idle. One
+  // row alone leaves that to the processor, which does it better.
   constexpr int kLarge = V::kMaxRows < 8 ? V::kMaxRows : 8;
   const int64_t n_left = a.n_rows - row;
   const bool fetch_next = M >= 2 && a.next && (a.n_rows < kLarge || (M >= kLarge && n_left - M < kLarge));
