@@ -19,7 +19,7 @@
 namespace phlite {
 namespace {
 
-constexpr int64_t kSpinNs = 100'000;  // about two decode regions: longer only burns a core that others may need
+constexpr int64_t kSpinNs = 100'000;  // from one region to the next: longer only burns a core that others may need
 constexpr int kSpins = 1024;          // some 10 us
 constexpr int kSpinsPerCheck = 64;
 

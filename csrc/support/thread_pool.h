@@ -1,8 +1,8 @@
 // A persistent pool of threads for short parallel regions: spin briefly, then sleep.
 //
 // `run(fn)` executes fn(thread_idx, n_threads) on every thread, the caller being thread 0, and returns when all are
-// done. Inside a region `barrier()` separates phases. A decode step of a 4-bit Phi-3-mini opens about 130 regions of
-// half a millisecond; waking a sleeping thread costs 5 to 50 us, so workers stay awake for `kSpinNs` before they sleep.
+// done. Inside a region `barrier()` separates phases. A decode step is one region, a large step opens one for each
+// operation; waking a sleeping thread costs 5 to 50 us, so workers stay awake for `kSpinNs` before they sleep.
 // Whoever waits spins for some microseconds, then yields its core between looks: more threads than cores do not
 // collapse.
 //
