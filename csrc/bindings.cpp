@@ -7,6 +7,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/limits.h"
+#include "cpu/tuning.h"
 #include "support/launch.h"
 
 namespace nb = nanobind;
@@ -38,6 +39,10 @@ NB_MODULE(_native, m) {
       },
       "Instruction sets of this machine, best first.");
   m.def("select_isa", &select_isa, nb::arg("name"), "Use another instruction set; ValueError names the possible ones.");
+  m.def("tuning_name", [] { return std::string(tuning().name); }, "The kind of processor that kernels are chosen for.");
+  m.def("tuning_names", &tuning_names, "All kinds.");
+  m.def("select_tuning", &select_tuning, nb::arg("name"),
+        "Choose the kernels of another kind of processor, for tests; ValueError names the possible ones.");
   m.def("physical_core_count", &physical_core_count, "Physical cores this process may run on.");
 
   nb::class_<ThreadPool>(m, "ThreadPool", "Persistent worker threads shared by the operations of one model.")

@@ -17,6 +17,7 @@ namespace {
 
 struct Features {
   bool avx2 = false, vex_vnni = false, evex_vnni = false, avx512vnni = false;
+  int amd_family = 0;
 };
 
 #ifdef PHLITE_X86
@@ -48,8 +49,12 @@ uint64_t xcr0() {
 
 Features detect() {
   Features f;
-  if (cpuid(0, 0).a < 7) return f;
+  const Regs l0 = cpuid(0, 0);
+  if (l0.a < 7) return f;
   const Regs l1 = cpuid(1, 0), l7 = cpuid(7, 0), l71 = cpuid(7, 1);
+  const bool amd = l0.b == 0x68747541 && l0.d == 0x69746e65 && l0.c == 0x444d4163;  // "AuthenticAMD"
+  const int family = l1.a >> 8 & 15;
+  if (amd) f.amd_family = family == 15 ? family + (l1.a >> 20 & 255) : family;
   const bool osxsave = l1.c >> 27 & 1;
   if (!osxsave) return f;
   const uint64_t x = xcr0();
@@ -114,6 +119,8 @@ std::vector<Isa> supported_isas() {
 }
 
 bool has_vex_vnni() { return features().vex_vnni; }
+
+int amd_family() { return features().amd_family; }
 
 Isa active_isa() { return current(); }
 

@@ -20,6 +20,9 @@ bool isa_supported(Isa isa);
 // Which encoding of the 256-bit dot products `avxvnni` uses: VEX if the processor has it, else EVEX (AVX512VL).
 bool has_vex_vnni();
 
+// The family of an AMD processor (0x19: Zen 3 and 4, 0x1A: Zen 5), 0 for others.
+int amd_family();
+
 // The supported sets, best first; `scalar` is always the last.
 std::vector<Isa> supported_isas();
 

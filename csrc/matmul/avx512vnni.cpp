@@ -33,8 +33,18 @@ struct V512 {
   static constexpr bool kPairs = true;   // two groups share one multiplication with their scales
   // Q3_K: 167 against 148 G products per second; all others lose by it.
   static constexpr bool unpack(int max_code) { return max_code == 7; }
+  static constexpr int rows_at_once(int group) { return group; }
 
+  static constexpr int kOutputs = kTileRows;
+  static INLINE F load_sum(const float* p) { return load_f(p); }
+  static INLINE void store_sum(float* p, F v) { store_f(p, v); }
+  using Bytes = const uint8_t*;  // where packed weights lie
+  static INLINE Bytes tile(const TileArgs& a) { return a.tile; }
+  static INLINE void fetch_next(const TileArgs& a, int64_t at) { phlite::prefetch(a.next + at); }
+  static INLINE F load_out(const TileArgs&, const float* p) { return load_f(p); }
+  static INLINE void store_out(const TileArgs&, float* p, F v) { store_f(p, v); }
   static INLINE void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+  static INLINE void fetch_once(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_NTA); }
   static INLINE I zero() { return _mm512_setzero_si512(); }
   static INLINE F zero_f() { return _mm512_setzero_ps(); }
   static INLINE I set1(int32_t v) { return _mm512_set1_epi32(v); }
@@ -114,6 +124,13 @@ struct V512 {
     return _mm512_dpbusd_epi32(acc, codes, broadcast(act));
 #endif
   }
+  static INLINE I dot_all(I acc, I codes, I act) { return _mm512_dpbusd_epi32(acc, codes, act); }
+  template <class T>
+  static INLINE I broadcast(const T* p) {  // the four bytes at p in every lane
+    int32_t v;
+    std::memcpy(&v, p, 4);
+    return _mm512_set1_epi32(v);
+  }
   template <int>
   static INLINE I fold(I total, I acc, I scale) {
     return add(total, mul(acc, scale));
@@ -166,20 +183,21 @@ struct V512 {
     sums[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(both, 1));
   }
   static INLINE __m256i load256(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-  template <class T>
-  static INLINE I broadcast(const T* p) {
-    int32_t v;
-    std::memcpy(&v, p, 4);
-    return _mm512_set1_epi32(v);
-  }
 };
 
+// clang-format off: the second one builds on the first
 #include "matmul/tile_kernels.inl"
+#include "matmul/two_tiles.inl"
+// clang-format on
 
 }  // namespace
 
 const MatmulKernels& matmul_kernels_avx512vnni() {
-  static const MatmulKernels table = build_kernels<V512>();
+  static const MatmulKernels table = [] {
+    MatmulKernels t = build_kernels<V512>();
+    set_two_tile_kernels<V512>(t);
+    return t;
+  }();
   return table;
 }
 

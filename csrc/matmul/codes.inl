@@ -4,15 +4,15 @@
 // to the sums; for few rows the loads are what limits the kernel, and every plane is read once.
 template <class V>
 struct PlanesInMemory {
-  const uint8_t* at;
-  INLINE explicit PlanesInMemory(const uint8_t* planes) : at(planes) {}
+  typename V::Bytes at;
+  INLINE explicit PlanesInMemory(typename V::Bytes planes) : at(planes) {}
   INLINE typename V::I operator[](int i) const { return V::load(at + i * kPlaneBytes); }
 };
 
 template <class V, int N>
 struct PlanesInRegisters {
   typename V::I planes[N];
-  INLINE explicit PlanesInRegisters(const uint8_t* at) {
+  INLINE explicit PlanesInRegisters(typename V::Bytes at) {
     UNROLL for (int i = 0; i < N; ++i) planes[i] = V::keep(V::load(at + i * kPlaneBytes));
   }
   INLINE typename V::I operator[](int i) const { return planes[i]; }
@@ -104,20 +104,20 @@ struct TableCodes {
 constexpr int log2_of(int n) { return n <= 1 ? 0 : 1 + log2_of(n / 2); }
 
 // total[m] += scale * sum over the group's steps of codes * activations, from step S on; acc starts at zero.
-template <class V, class Codes, int M, int S = 0, class Planes>
+template <class V, class Codes, int M, int G, int S = 0, class Planes>
 INLINE void add_steps(const Planes& planes, const int8_t* q, typename V::I scale, typename V::I (&acc)[M],
                       typename V::I (&total)[M]) {
   if constexpr (S < Codes::kSteps) {
     constexpr int kMax = Codes::kMaxCode, kEvery = V::template flush_every<kMax>();
     const typename V::I w = Codes::template code<S>(planes);
-    UNROLL for (int m = 0; m < M; ++m) acc[m] = V::template dot<kMax>(acc[m], w, q + (S * M + m) * 4);
+    UNROLL for (int m = 0; m < M; ++m) acc[m] = V::template dot<kMax>(acc[m], w, q + (S * G + m) * 4);
     if constexpr ((S + 1) % kEvery == 0 || S + 1 == Codes::kSteps) {
       UNROLL for (int m = 0; m < M; ++m) {
         total[m] = V::template fold<kMax>(total[m], acc[m], scale);
         acc[m] = V::zero();
       }
     }
-    add_steps<V, Codes, M, S + 1>(planes, q, scale, acc, total);
+    add_steps<V, Codes, M, G, S + 1>(planes, q, scale, acc, total);
   }
 }
 
@@ -146,9 +146,9 @@ INLINE void add_nibbles(const Planes& planes, const int8_t* q, typename V::I sca
 
 // The same for a whole group. Codes that carry an offset start from -offset times the sum of the group's activations,
 // which `minus_sum` holds for row m at [m * stride]; where sums are not 32-bit the caller has taken it back already.
-template <class V, class Codes, int M, int Offset>
-INLINE void add_group(const uint8_t* planes, const int8_t* q, typename V::I scale, const int32_t* minus_sum, int stride,
-                      typename V::I (&total)[M]) {
+template <class V, class Codes, int M, int G, int Offset>
+INLINE void add_group(typename V::Bytes planes, const int8_t* q, typename V::I scale, const int32_t* minus_sum,
+                      int stride, typename V::I (&total)[M]) {
   typename V::I acc[M];
   if constexpr (Offset != 0 && V::kSums32) {
     UNROLL for (int m = 0; m < M; ++m) acc[m] = V::template shift<log2_of(Offset)>(V::set1(minus_sum[m * stride]));
@@ -158,34 +158,34 @@ INLINE void add_group(const uint8_t* planes, const int8_t* q, typename V::I scal
   if constexpr (M <= V::kFewRows && std::is_same_v<Codes, NibbleCodes<V>>)
     add_nibbles<V, M, Offset != 0>(PlanesInRegisters<V, Codes::kPlanes>(planes), q, scale, acc, total);
   else if constexpr (M <= V::kFewRows)
-    add_steps<V, Codes, M>(PlanesInRegisters<V, Codes::kPlanes>(planes), q, scale, acc, total);
+    add_steps<V, Codes, M, G>(PlanesInRegisters<V, Codes::kPlanes>(planes), q, scale, acc, total);
   else
-    add_steps<V, Codes, M>(PlanesInMemory<V>(planes), q, scale, acc, total);
+    add_steps<V, Codes, M, G>(PlanesInMemory<V>(planes), q, scale, acc, total);
 }
 
 // acc[m] += the sum over the group's steps, from step S on, of codes * activations.
-template <class V, class Codes, int M, int S = 0>
+template <class V, class Codes, int M, int G, int S = 0>
 INLINE void add_products(PlanesInMemory<V> planes, const int8_t* q, typename V::I (&acc)[M]) {
   if constexpr (S < Codes::kSteps) {
     const typename V::I w = Codes::template code<S>(planes);
-    UNROLL for (int m = 0; m < M; ++m) acc[m] = V::template dot<Codes::kMaxCode>(acc[m], w, q + (S * M + m) * 4);
-    add_products<V, Codes, M, S + 1>(planes, q, acc);
+    UNROLL for (int m = 0; m < M; ++m) acc[m] = V::template dot<Codes::kMaxCode>(acc[m], w, q + (S * G + m) * 4);
+    add_products<V, Codes, M, G, S + 1>(planes, q, acc);
   }
 }
 
 // Two groups whose sums fit 16 bits, `scales` holding the even one's in the high half: the even group's sum is moved up
 // and the odd one's added below it, 2^15 too large so that it never borrows; then one multiplication scales both.
 // `start` holds that 2^15, and the offset of codes that have one taken back, for row m at [m * stride].
-template <class V, class Codes, int M, int Offset>
-INLINE void add_group_pair(const uint8_t* planes, const int8_t* q, typename V::I scales, const int32_t* start,
+template <class V, class Codes, int M, int G, int Offset>
+INLINE void add_group_pair(typename V::Bytes planes, const int8_t* q, typename V::I scales, const int32_t* start,
                            int stride, typename V::I (&total)[M]) {
   const typename V::I top = V::set1(0x8000);
   typename V::I acc[M];
   UNROLL for (int m = 0; m < M; ++m) acc[m] = V::zero();
-  add_products<V, Codes, M>(PlanesInMemory<V>(planes), q, acc);
+  add_products<V, Codes, M, G>(PlanesInMemory<V>(planes), q, acc);
   UNROLL for (int m = 0; m < M; ++m) acc[m] =
       V::add(V::template shift<16>(acc[m]), Offset != 0 ? V::set1(start[m * stride]) : top);
   const PlanesInMemory<V> odd(planes + Codes::kPlanes * kPlaneBytes);
-  add_products<V, Codes, M>(odd, q + Codes::kSteps * 4 * M, acc);
+  add_products<V, Codes, M, G>(odd, q + Codes::kSteps * 4 * G, acc);
   UNROLL for (int m = 0; m < M; ++m) total[m] = V::madd16(total[m], V::xor_(acc[m], top), scales);
 }

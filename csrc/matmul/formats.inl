@@ -6,9 +6,10 @@
 //   kUnpack                                     whether it is worth unpacking for many rows; if so, also:
 //   Wide, unpack(place, lane, scratch)          the same format with plain bytes for codes and int32 scales; the
 //                                               arithmetic, and so every bit of the result, stays
+template <class V>
 struct Place {
-  const uint8_t* header;
-  const uint8_t* body;
+  typename V::Bytes header;
+  typename V::Bytes body;
 };
 
 INLINE int64_t round_to_plane(int64_t n) { return (n + kPlaneBytes - 1) / kPlaneBytes * kPlaneBytes; }
@@ -23,20 +24,44 @@ struct PlainCodes {
   }
 };
 
+// After a plane of halves: an int32 scale of each group, then int16 pairs of every two: what block sums are multiplied
+// with, and scales in the order that add_group_pair wants.
 template <class V, int Groups>
-struct PlainScales {  // after a plane of halves: an int32 scale of each group, then int16 pairs of every two
+struct PlainScales {
   using I = typename V::I;
-  static constexpr int kGroups = Groups;
-  const uint8_t* planes;
-  INLINE PlainScales(const uint8_t* body, int lane) : planes(body + kPlaneBytes + 4 * lane) {}
-  template <int G>
-  INLINE I scale() const {
-    return V::load(planes + G * kPlaneBytes);
-  }
+  static constexpr int kGroups = Groups, kPlanes = 1 + 2 * Groups;
+  typename V::Bytes planes;
+  INLINE PlainScales(typename V::Bytes body, int lane) : planes(body + kPlaneBytes + 4 * lane) {}
   template <int P>
   INLINE I pair() const {
     return V::load(planes + (Groups + P) * kPlaneBytes);
   }
+};
+
+// The scales that groups and pairs of groups are multiplied with, expanded once for all rows, or read where they lie.
+template <class V, class Scales>
+struct ExpandedScales {
+  typename V::I at[Scales::kGroups];
+  INLINE explicit ExpandedScales(const Scales& s) { expand_scales<V>(s, at); }
+  INLINE typename V::I operator[](int g) const { return at[g]; }
+};
+template <class V, class Scales>
+struct ExpandedPairs {
+  typename V::I at[Scales::kGroups / 2];
+  INLINE explicit ExpandedPairs(const Scales& s) { expand_scale_pairs<V>(s, at); }
+  INLINE typename V::I operator[](int i) const { return at[i]; }
+};
+template <class V, int Groups>
+struct ExpandedScales<V, PlainScales<V, Groups>> {
+  typename V::Bytes planes;
+  INLINE explicit ExpandedScales(const PlainScales<V, Groups>& s) : planes(s.planes) {}
+  INLINE typename V::I operator[](int g) const { return V::load(planes + g * kPlaneBytes); }
+};
+template <class V, int Groups>
+struct ExpandedPairs<V, PlainScales<V, Groups>> {
+  typename V::Bytes planes;
+  INLINE explicit ExpandedPairs(const PlainScales<V, Groups>& s) : planes(s.planes + Groups * 3 / 2 * kPlaneBytes) {}
+  INLINE typename V::I operator[](int i) const { return V::load(planes + i * kPlaneBytes); }
 };
 
 template <class V, class Codes, int S = 0>
@@ -72,22 +97,23 @@ struct SuperFormat {
     else
       return C::kMaxCode;
   }();
-  static constexpr int kWideCodes = 1 + kGroups + kGroups / 2, kSliceBytes = BodyPlanes * kPlaneBytes;
+  static constexpr int kWideCodes = PlainScales<V, kGroups>::kPlanes, kSliceBytes = BodyPlanes * kPlaneBytes;
   // Two groups share one multiplication with their scales, if their sums are small enough.
   static constexpr bool kPairs = V::kPairs && kMaxCode <= 63 && (Offset == 0 || Offset == kSixBitOffset);
   static constexpr bool kUnpack = V::unpack(kMaxCode);  // worth unpacking once for many rows
   using Wide = SuperFormat<V, PlainCodes<V, 64 / kGroups, kMaxCode>, PlainScales<V, kGroups>, kWideCodes,
                            kWideCodes + 64, Offset, Min, true>;
 
-  static INLINE Place place(const uint8_t* tile, int64_t n_cols, int64_t b) {
+  static INLINE Place<V> place(typename V::Bytes tile, int64_t n_cols, int64_t b) {
     const int64_t header = InlineD ? 0 : round_to_plane(n_cols / kSuperblock * 32);
     return {tile + b * 32, tile + header + b * BodyPlanes * kPlaneBytes};
   }
 
-  template <int M>
-  static INLINE void add_slice(Place p, const Activations& act, int64_t b, int64_t row, int lane, Fl (&acc)[M]) {
+  template <int M, int G>
+  static INLINE void add_slice(Place<V> p, const Activations& act, int64_t b, int64_t row, int part, int lane,
+                               Fl (&acc)[M]) {
     const int64_t at = b * act.n_rows + row;
-    const int8_t* q = act.q + at * kSuperblock;
+    const int8_t* q = act.q + (at - part) * kSuperblock + part * 4;
     const float* d_act = act.d + at;
     const S scales(p.body, lane);
     I total[M];
@@ -98,14 +124,14 @@ struct SuperFormat {
       UNROLL for (int m = 0; m < M; ++m) total[m] = V::mul(total[m], V::set1(-Offset));
     }
 
-    const uint8_t* planes = p.body + CodePlane * kPlaneBytes + 4 * lane;
+    typename V::Bytes planes = p.body + CodePlane * kPlaneBytes + 4 * lane;
     bool paired = false;
     if constexpr (kPairs && M >= kPairRows) {
       paired = sums_fit<M>(act, at);
-      if (paired) add_pairs(scales, planes, q, act.pair_start + at * 8, total);
+      if (paired) add_pairs<M, G>(scales, planes, q, act.pair_start + at * 8, total);
     }
     if (!paired)
-      add_groups(scales, planes, q, kGroups == 16 ? act.minus_sum16 + at * 16 : act.minus_sum32 + at * 8, total);
+      add_groups<M, G>(scales, planes, q, kGroups == 16 ? act.minus_sum16 + at * 16 : act.minus_sum32 + at * 8, total);
 
     const Fl d = V::load_half((InlineD ? p.body : p.header) + 2 * lane);
     Fl sum[M];
@@ -131,41 +157,44 @@ struct SuperFormat {
     return fit;
   }
 
-  template <int M>
-  static INLINE void add_pairs(const S& scales, const uint8_t* planes, const int8_t* q, const int32_t* start,
+  template <int M, int G>
+  static INLINE void add_pairs(const S& scales, typename V::Bytes planes, const int8_t* q, const int32_t* start,
                                I (&total)[M]) {
-    I pairs[kGroups / 2];
-    expand_scale_pairs<V>(scales, pairs);
-    for (int i = 0; i < kGroups / 2; ++i, planes += 2 * C::kPlanes * kPlaneBytes, q += 2 * kGroupCols * M)
-      add_group_pair<V, C, M, Offset>(planes, q, pairs[i], start + i, kGroups / 2, total);
+    const ExpandedPairs<V, S> pairs(scales);
+    for (int i = 0; i < kGroups / 2; ++i, planes += 2 * C::kPlanes * kPlaneBytes, q += 2 * kGroupCols * G)
+      add_group_pair<V, C, M, G, Offset>(planes, q, pairs[i], start + i, kGroups / 2, total);
   }
 
-  template <int M>
-  static INLINE void add_groups(const S& scales, const uint8_t* planes, const int8_t* q, const int32_t* minus_sum,
+  template <int M, int G>
+  static INLINE void add_groups(const S& scales, typename V::Bytes planes, const int8_t* q, const int32_t* minus_sum,
                                 I (&total)[M]) {
-    I scale[kGroups];
-    expand_scales<V>(scales, scale);
+    const ExpandedScales<V, S> scale(scales);
     if constexpr (kPaired) {
-      for (int g = 0; g < kGroups; g += 2, planes += 3 * kPlaneBytes, q += 2 * kGroupCols * M) {
-        add_group<V, ThreeBitCodes<V, 0>, M, Offset>(planes, q, scale[g], minus_sum + g, kGroups, total);
-        add_group<V, ThreeBitCodes<V, 1>, M, Offset>(planes, q + kGroupCols * M, scale[g + 1], minus_sum + g + 1,
-                                                     kGroups, total);
+      for (int g = 0; g < kGroups; g += 2, planes += 3 * kPlaneBytes, q += 2 * kGroupCols * G) {
+        add_group<V, ThreeBitCodes<V, 0>, M, G, Offset>(planes, q, scale[g], minus_sum + g, kGroups, total);
+        add_group<V, ThreeBitCodes<V, 1>, M, G, Offset>(planes, q + kGroupCols * G, scale[g + 1], minus_sum + g + 1,
+                                                        kGroups, total);
       }
     } else {
-      for (int g = 0; g < kGroups; ++g, planes += C::kPlanes * kPlaneBytes, q += kGroupCols * M)
-        add_group<V, C, M, Offset>(planes, q, scale[g], minus_sum + g, kGroups, total);
+      for (int g = 0; g < kGroups; ++g, planes += C::kPlanes * kPlaneBytes, q += kGroupCols * G)
+        add_group<V, C, M, G, Offset>(planes, q, scale[g], minus_sum + g, kGroups, total);
     }
   }
 
-  static INLINE Place unpack(Place p, int lane, uint8_t* out) {
+  static INLINE Place<V> unpack(Place<V> p, int lane, uint8_t* out) {
     std::memcpy(out + 2 * lane, (InlineD ? p.body : p.header) + 2 * lane, 2 * V::lanes);
     if constexpr (Min) std::memcpy(out + 32 + 2 * lane, p.body + 32 + 2 * lane, 2 * V::lanes);
     const S scales(p.body, lane);
-    I scale[kGroups];
-    expand_scales<V>(scales, scale);
-    for (int g = 0; g < kGroups; ++g) V::store(out + (1 + g) * kPlaneBytes + 4 * lane, scale[g]);
-    unpack_pairs<V>(scales, out + (1 + kGroups) * kPlaneBytes + 4 * lane);
-    const uint8_t* planes = p.body + CodePlane * kPlaneBytes + 4 * lane;
+    uint8_t* plane = out + kPlaneBytes + 4 * lane;
+    const ExpandedScales<V, S> scale(scales);
+    for (int g = 0; g < kGroups; ++g, plane += kPlaneBytes) V::store(plane, scale[g]);
+    unpack_pairs<V>(scales, plane);
+    if constexpr (kPairs) {
+      plane += kGroups / 2 * kPlaneBytes;
+      const ExpandedPairs<V, S> pairs(scales);
+      for (int i = 0; i < kGroups / 2; ++i, plane += kPlaneBytes) V::store(plane, pairs[i]);
+    }
+    typename V::Bytes planes = p.body + CodePlane * kPlaneBytes + 4 * lane;
     uint8_t* codes = out + kWideCodes * kPlaneBytes + 4 * lane;
     if constexpr (kPaired) {
       for (int g = 0; g < kGroups; g += 2, planes += 3 * kPlaneBytes) {
@@ -202,27 +231,27 @@ struct BlockFormat {
   static constexpr int kSliceBytes = 8 * (kHeader + C::kPlanes * kPlaneBytes);
   static constexpr bool kUnpack = false;
 
-  static INLINE Place place(const uint8_t* tile, int64_t n_cols, int64_t b) {
+  static INLINE Place<V> place(typename V::Bytes tile, int64_t n_cols, int64_t b) {
     const int64_t n_blocks = n_cols / 32 - b * 8 < 8 ? n_cols / 32 - b * 8 : 8;
-    const uint8_t* slice = tile + b * kSliceBytes;
+    const typename V::Bytes slice = tile + b * kSliceBytes;
     return {slice, slice + round_to_plane(n_blocks * kHeader)};
   }
 
-  template <int M>
-  static INLINE void add_slice(Place p, const Activations& act, int64_t b, int64_t row, int lane, Fl (&acc)[M]) {
+  template <int M, int G>
+  static INLINE void add_slice(Place<V> p, const Activations& act, int64_t b, int64_t row, int part, int lane,
+                               Fl (&acc)[M]) {
     const int n_blocks = static_cast<int>(act.n_cols / 32 - b * 8 < 8 ? act.n_cols / 32 - b * 8 : 8);
     const int64_t at = b * act.n_rows + row;
-    const int8_t* q = act.q + at * kSuperblock;
+    const int8_t* q = act.q + (at - part) * kSuperblock + part * 4;
     const float* d_act = act.d + at * 8;
     const int32_t* minus_sum = act.minus_sum32 + at * 8;
-    const uint8_t* header = p.header + 2 * lane;
-    const uint8_t* planes = p.body + 4 * lane;
+    typename V::Bytes header = p.header + 2 * lane, planes = p.body + 4 * lane;
     for (int i = 0; i < n_blocks;
-         ++i, header += kHeader, planes += C::kPlanes * kPlaneBytes, q += 32 * M, ++d_act, ++minus_sum) {
+         ++i, header += kHeader, planes += C::kPlanes * kPlaneBytes, q += 32 * G, ++d_act, ++minus_sum) {
       I total[M];
       UNROLL for (int m = 0; m < M; ++m) total[m] =
           Offset != 0 && !V::kSums32 ? V::template shift<log2_of(Offset)>(V::set1(minus_sum[m * 8])) : V::zero();
-      add_group<V, C, M, Offset>(planes, q, V::unit_scale(), minus_sum, 8, total);
+      add_group<V, C, M, G, Offset>(planes, q, V::unit_scale(), minus_sum, 8, total);
       const Fl d = V::load_half(header);
       UNROLL for (int m = 0; m < M; ++m) {
         Fl sum = V::mul_f(V::to_f(total[m]), d);
@@ -254,25 +283,33 @@ struct FloatFormat {
   static constexpr int kBytes = Type == GGMLType::F32 ? 4 : 2, kSliceBytes = kSuperblock * kTileRows * kBytes;
   static constexpr bool kUnpack = false;
 
-  static INLINE Place place(const uint8_t* tile, int64_t, int64_t b) { return {nullptr, tile + b * kSliceBytes}; }
+  static INLINE Place<V> place(typename V::Bytes tile, int64_t, int64_t b) { return {tile, tile + b * kSliceBytes}; }
 
-  static INLINE Fl weight(const uint8_t* p) {
+  static INLINE Fl weight(typename V::Bytes p) {
     if constexpr (Type == GGMLType::F32)
-      return V::load_f(reinterpret_cast<const float*>(p));
+      return V::as_f(V::load(p));
     else if constexpr (Type == GGMLType::F16)
       return V::load_half(p);
     else
       return V::as_f(V::template shift<16>(V::load_u16(p)));
   }
 
-  template <int M>
-  static INLINE void add_slice(Place p, const Activations& act, int64_t b, int64_t row, int lane, Fl (&acc)[M]) {
+  template <int M, int G>
+  static INLINE void add_slice(Place<V> p, const Activations& act, int64_t b, int64_t row, int part, int lane,
+                               Fl (&acc)[M]) {
     const float* x = act.x + row * act.ld + b * kSuperblock;
     const int64_t n = act.n_cols - b * kSuperblock < kSuperblock ? act.n_cols - b * kSuperblock : kSuperblock;
-    const uint8_t* w = p.body + kBytes * lane;
+    typename V::Bytes w = p.body + kBytes * lane;
     for (int64_t k = 0; k < n; ++k, w += kBytes * kTileRows) {
       const Fl column = weight(w);
       UNROLL for (int m = 0; m < M; ++m) acc[m] = V::fma(column, V::set1_f(x[m * act.ld + k]), acc[m]);
     }
   }
 };
+
+template <class V>
+using FormatF32 = FloatFormat<V, GGMLType::F32>;
+template <class V>
+using FormatF16 = FloatFormat<V, GGMLType::F16>;
+template <class V>
+using FormatBF16 = FloatFormat<V, GGMLType::BF16>;

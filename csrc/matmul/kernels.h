@@ -69,6 +69,10 @@ struct TileArgs {
   int64_t ld;
   const float* residual;  // or null; may be `out`
   const uint8_t* next;    // the tile to come, whose bytes many rows ask the memory for while they compute; or null
+  // Of a pair of tiles of one format: from the first one to the second one, in bytes; from the outputs of the first one
+  // to those of the second one, in floats.
+  int64_t second_tile = 0, second_out = 0;
+  bool fetch_ahead = false;  // one or two rows ask the memory for what comes soon, see cpu/tuning.h
 };
 
 // From this many rows on, formats whose codes take long to unpack (`unpack` of each instruction set says which) do it
@@ -83,6 +87,7 @@ struct MatmulKernels {
   using TileFn = void (*)(const TileArgs&) noexcept;
   int max_rows;  // rows of the largest group
   TileFn tile[kPackedFormatCount];
+  TileFn two_tiles[kPackedFormatCount];  // of one format at once, for many rows; null where there is no such kernel
   // x[n_cols] of one row to codes q[n_cols], and its scales and sums to their places in `act`. A row with a NaN or an
   // infinity gets d = NaN.
   void (*quantize_row)(const float* x, int64_t row, ActivationKind kind, const Activations& act, int8_t* q) noexcept;

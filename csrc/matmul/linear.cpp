@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cpu/tuning.h"
 #include "matmul/kernels.h"
 #include "support/prefetch.h"
 
@@ -14,6 +15,10 @@ constexpr int64_t kChunkTiles = 4;
 
 // Bytes of activations that go over a chunk of tiles together.
 constexpr int64_t kPassBytes = 600 << 10;
+
+// From this many rows on two tiles are multiplied at once, where that pays at all (cpu/tuning.h). With 32 rows a Q4_K
+// matrix loses 13 %: two streams of weights come in more slowly than one, and they are not reused enough.
+constexpr int64_t kPairedRows = 48;
 
 // Bytes of its first chunk that a thread asks for while others are still busy with the operation before.
 constexpr int64_t kWarmUpBytes = 16 << 10;
@@ -82,6 +87,7 @@ struct Job {
   const LinearArgs& args;
   const PackedMatrix& w;
   const MatmulKernels& kernels;
+  const Tuning& tuning;
 
   int64_t source_row_idx(int64_t r) const { return args.rows ? args.rows[r] : r; }
   const float* source_row(int64_t r) const { return args.x + source_row_idx(r) * w.n_cols(); }
@@ -111,13 +117,40 @@ struct Job {
     return packed_format(format).activations == ActivationKind::q8 ? ws[1].act : ws[0].act;
   }
 
-  // Tile i times rows [row, row + n), while tile `next`, if not negative, is fetched.
-  void multiply(int64_t i, int64_t next, int64_t row, int64_t n, const Workspace (&ws)[2], float* out,
-                int64_t ld = kTileRows, const float* residual = nullptr) const {
-    const PackedMatrix::Tile& tile = w.tiles()[i];
-    const Activations& act = activations_of(tile.format, ws);
-    const uint8_t* next_tile = next < 0 ? nullptr : w.storage() + w.tiles()[next].offset;
-    kernels.tile[tile.format]({w.storage() + tile.offset, &act, row, n, out, ld, residual, next_tile});
+  // Whether tiles i and i + 1 are multiplied at once.
+  bool can_pair(int64_t i, int64_t n_rows) const {
+    const auto& tiles = w.tiles();
+    return n_rows >= kPairedRows && tuning.two_tiles && i + 1 < static_cast<int64_t>(tiles.size()) &&
+           tiles[i].format == tiles[i + 1].format && kernels.two_tiles[tiles[i].format];
+  }
+
+  // Rows of activations and where their product goes: from out[0] for the first row, ld from one row to the next, and
+  // for a second tile `second` behind that.
+  struct Place {
+    int64_t row, n_rows;
+    float* out;
+    int64_t ld = kTileRows, second = 0;
+    const float* residual = nullptr;
+  };
+
+  // Tile i, or tiles i and i + 1, times some rows, while tile `next`, if not negative, is fetched.
+  void multiply(int64_t i, bool pair, int64_t next, const Place& p, const Workspace (&ws)[2]) const {
+    const auto& tiles = w.tiles();
+    const PackedMatrix::Tile& tile = tiles[i];
+    TileArgs a{};
+    a.tile = w.storage() + tile.offset;
+    a.act = &activations_of(tile.format, ws);
+    a.row = p.row;
+    a.n_rows = p.n_rows;
+    a.out = p.out;
+    a.ld = p.ld;
+    a.residual = p.residual;
+    a.next = next < 0 ? nullptr : w.storage() + tiles[next].offset;
+    a.fetch_ahead = tuning.fetch_ahead;
+    if (!pair) return kernels.tile[tile.format](a);
+    a.second_tile = tiles[i + 1].offset - tile.offset;
+    a.second_out = p.second;
+    kernels.two_tiles[tile.format](a);
   }
 
   // Adds bias and addend to the product of rows [row, row + n) with a tile, the gate (half 0) or up (half 1) rows of a
@@ -136,26 +169,46 @@ struct Job {
     }
   }
 
-  // Rows [row, row + n) of tile i (of tiles i and i + 1, a gate and its up rows, when gated).
-  void multiply_tile(int64_t i, int64_t next, int64_t row, int64_t n, const Workspace (&ws)[2], float* product,
-                     float* up) const {
-    const PackedMatrix::Tile& tile = w.tiles()[i];
+  // Tiles [first, last), which are one, two that can be paired, or a gate and its up rows, times rows [row, row + n).
+  // product and up: float32[kMaxTileRows][kTileRows] each.
+  void multiply_tiles(int64_t first, int64_t last, int64_t next, int64_t row, int64_t n, const Workspace (&ws)[2],
+                      float* product, float* up) const {
+    const PackedMatrix::Tile& tile = w.tiles()[first];
+    const bool two = last - first == 2, pair = two && can_pair(first, n);
     const int64_t ld = w.n_outputs(), at = row * ld + tile.out_col;
-    if (tile.n_valid == kTileRows && w.activation() == Activation::none && !args.bias && !args.addend &&
-        !(args.residual && args.rows))
-      return multiply(i, next, row, n, ws, args.out + at, ld, args.residual ? args.residual + at : nullptr);
-    multiply(i, w.gated() ? i + 1 : next, row, n, ws, product);
+    if (two && !w.gated() && !pair) {
+      multiply_tiles(first, first + 1, first + 1, row, n, ws, product, up);
+      return multiply_tiles(first + 1, last, next, row, n, ws, product, up);
+    }
+    if (w.activation() == Activation::none && !args.bias && !args.addend && !(args.residual && args.rows) &&
+        tile.n_valid == kTileRows && w.tiles()[last - 1].n_valid == kTileRows) {
+      const int64_t second = w.tiles()[last - 1].out_col - tile.out_col;
+      return multiply(first, pair, next,
+                      {row, n, args.out + at, ld, second, args.residual ? args.residual + at : nullptr}, ws);
+    }
+    if (pair) {
+      multiply(first, true, next, {row, n, product, kTileRows, up - product}, ws);
+    } else {
+      multiply(first, false, two ? first + 1 : next, {row, n, product}, ws);
+      if (two) multiply(first + 1, false, next, {row, n, up}, ws);
+    }
     add_terms(tile, 0, row, n, product);
-    if (w.gated()) {
-      multiply(i + 1, next, row, n, ws, up);
-      add_terms(w.tiles()[i + 1], 1, row, n, up);
-      if (w.activation() == Activation::swiglu)
-        kernels.swiglu(product, up, n * kTileRows, product);
-      else
-        kernels.gegelu(product, up, w.gegelu_limit(), n * kTileRows, product);
+    if (two) add_terms(w.tiles()[first + 1], w.gated() ? 1 : 0, row, n, up);
+    if (w.activation() == Activation::swiglu) {
+      kernels.swiglu(product, up, n * kTileRows, product);
+    } else if (w.activation() == Activation::gegelu) {
+      kernels.gegelu(product, up, w.gegelu_limit(), n * kTileRows, product);
     } else if (w.activation() == Activation::gelu_tanh) {
       kernels.gelu_tanh(product, n * kTileRows, product);
+      if (two) kernels.gelu_tanh(up, n * kTileRows, up);
     }
+    copy_out(tile, row, n, product);
+    if (two && !w.gated()) copy_out(w.tiles()[first + 1], row, n, up);
+  }
+
+  // Writes a tile's outputs of rows [row, row + n), added to the residual.
+  void copy_out(const PackedMatrix::Tile& tile, int64_t row, int64_t n, const float* product) const {
+    const int64_t ld = w.n_outputs(), at = row * ld + tile.out_col;
     for (int64_t m = 0; m < n; ++m) {
       float* out = args.out + at + m * ld;
       const float* p = product + m * kTileRows;
@@ -180,11 +233,16 @@ int64_t rows_per_pass(int64_t n_rows, int64_t row_bytes) {
 
 }  // namespace
 
+// A gate and its up rows, two that are multiplied at once, or one.
+int64_t LinearOperation::tiles_at_once() const noexcept {
+  return w_.gated() || (args_.n_rows >= kPairedRows && tuning().two_tiles) ? 2 : 1;
+}
+
 LinearOperation::LinearOperation(const LinearArgs& args, const PackedMatrix& w, int n_threads) : args_(args), w_(w) {
-  const int64_t n_tiles = static_cast<int64_t>(w.tiles().size()), step = w.gated() ? 2 : 1;
+  const int64_t n_tiles = static_cast<int64_t>(w.tiles().size()), step = tiles_at_once();
   chunk_tiles_ = std::clamp<int64_t>(n_tiles / (n_threads * 4) / step * step, step, kChunkTiles);
   n_whole_chunks_ = std::max<int64_t>(0, n_tiles / chunk_tiles_ - n_threads);
-  n_chunks_ = n_whole_chunks_ + (n_tiles - n_whole_chunks_ * chunk_tiles_) / step;
+  n_chunks_ = n_whole_chunks_ + (n_tiles - n_whole_chunks_ * chunk_tiles_ + step - 1) / step;
 
   // One row is prepared by every thread for itself: a microsecond of double work costs less than a barrier.
   const MatmulKernels& kernels = matmul_kernels();
@@ -206,7 +264,7 @@ void LinearOperation::prepare(uint8_t* scratch, int) noexcept { scratch_ = scrat
 
 // Whole chunks first, then single tiles (or pairs of gate and up), so that the threads end together.
 LinearOperation::Chunk LinearOperation::chunk(int64_t idx) const noexcept {
-  const int64_t n_tiles = static_cast<int64_t>(w_.tiles().size()), step = w_.gated() ? 2 : 1;
+  const int64_t n_tiles = static_cast<int64_t>(w_.tiles().size()), step = tiles_at_once();
   if (idx < n_whole_chunks_) return {idx * chunk_tiles_, (idx + 1) * chunk_tiles_};
   const int64_t first = n_whole_chunks_ * chunk_tiles_ + (idx - n_whole_chunks_) * step;
   return {first, std::min(first + step, n_tiles)};
@@ -222,7 +280,7 @@ void LinearOperation::warm_up(int thread, int) const noexcept {
 }
 
 void LinearOperation::work(ThreadPool& pool, int thread, int n_threads) noexcept {
-  const Job job{args_, w_, matmul_kernels()};
+  const Job job{args_, w_, matmul_kernels(), tuning()};
   const int64_t n_rows = args_.n_rows, shared_bytes = n_sets_ * set_bytes_;
   uint8_t* const mine = shared() ? scratch_ : scratch_ + thread * (shared_bytes + own_bytes_);
   uint8_t* const own = shared() ? scratch_ + shared_bytes + thread * own_bytes_ : mine + shared_bytes;
@@ -247,24 +305,24 @@ void LinearOperation::work(ThreadPool& pool, int thread, int n_threads) noexcept
   } else {
     job.prepare_group({0, 1}, ws, ws[0].normed, 0, codes);
   }
-  const int64_t step = w_.gated() ? 2 : 1;
+  const int64_t step = tiles_at_once();
   const int64_t pass = rows_per_pass(n_rows, w_.n_cols() * (w_.needs(ActivationKind::f32) ? 4 : 1));
   alignas(64) float product[kMaxTileRows * kTileRows], up[kMaxTileRows * kTileRows];
-  // A thread's first chunk is known beforehand, so that it can be fetched early; the others go to whoever is free. Many
-  // rows take the next chunk before they work on one, so that its first tile is fetched meanwhile.
+  // A thread's first chunk is known beforehand, so that it can be fetched early; the others go to whoever is free. The
+  // next chunk is taken before the work on one begins, so that its first tile is fetched meanwhile.
   const auto take = [&] { return n_threads + pool.take_chunk(1); };
-  int64_t idx = thread, next_idx = shared() ? take() : -1;
+  int64_t idx = thread, next_idx = take();
   while (idx < n_chunks_) {
     const auto [first, last] = chunk(idx);
-    const int64_t next_chunk = shared() && next_idx < n_chunks_ ? chunk(next_idx).first : -1;
+    const int64_t next_chunk = next_idx < n_chunks_ ? chunk(next_idx).first : -1;
     for (int64_t row = 0; row < n_rows; row += pass)
       for (int64_t i = first; i < last; i += step) {
         const bool is_last = i + step >= last;
-        const int64_t next = !shared() ? -1 : !is_last ? i + step : row + pass < n_rows ? first : next_chunk;
-        job.multiply_tile(i, next, row, std::min(pass, n_rows - row), ws, product, up);
+        const int64_t next = !is_last ? i + step : row + pass < n_rows ? first : next_chunk;
+        job.multiply_tiles(i, std::min(i + step, last), next, row, std::min(pass, n_rows - row), ws, product, up);
       }
-    idx = shared() ? next_idx : take();
-    if (shared()) next_idx = take();
+    idx = next_idx;
+    next_idx = take();
   }
 }
 

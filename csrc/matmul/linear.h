@@ -42,6 +42,7 @@ class LinearOperation final : public Operation {
   };
   Chunk chunk(int64_t idx) const noexcept;
   bool shared() const noexcept { return args_.n_rows > 1; }
+  int64_t tiles_at_once() const noexcept;
 
   LinearArgs args_;
   const PackedMatrix& w_;

@@ -27,10 +27,20 @@ struct V1 {
   using F = float;
   static constexpr int lanes = 1, kFewRows = 0, kMaxRows = 1, kSignedOffset = 0;
   static constexpr bool unpack(int) { return true; }
+  static constexpr int rows_at_once(int group) { return group; }
   static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
   static constexpr bool kPairs = false;
 
+  static constexpr int kOutputs = kTileRows;
+  static INLINE F load_sum(const float* p) { return load_f(p); }
+  static INLINE void store_sum(float* p, F v) { store_f(p, v); }
+  using Bytes = const uint8_t*;  // where packed weights lie
+  static INLINE Bytes tile(const TileArgs& a) { return a.tile; }
+  static INLINE void fetch_next(const TileArgs& a, int64_t at) { phlite::prefetch(a.next + at); }
+  static INLINE F load_out(const TileArgs&, const float* p) { return load_f(p); }
+  static INLINE void store_out(const TileArgs&, float* p, F v) { store_f(p, v); }
   static void prefetch(const uint8_t*) {}
+  static void fetch_once(const uint8_t*) {}
   static I zero() { return 0; }
   static F zero_f() { return 0.0f; }
   static I set1(int64_t v) { return static_cast<I>(v); }

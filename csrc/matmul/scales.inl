@@ -8,7 +8,7 @@ struct ScalesQ4K {  // Q4_K, Q5_K: eight 6-bit scales and mins in twelve bytes
   using I = typename V::I;
   static constexpr int kGroups = 8;
   I sc[2], mn[2];
-  INLINE ScalesQ4K(const uint8_t* body, int lane) {
+  INLINE ScalesQ4K(typename V::Bytes body, int lane) {
     const I a0 = V::load(body + kPlaneBytes + 4 * lane), a1 = V::load(body + 2 * kPlaneBytes + 4 * lane),
             a2 = V::load(body + 3 * kPlaneBytes + 4 * lane);
     const I low6 = V::set1(0x3F3F3F3F), low4 = V::set1(0x0F0F0F0F), two = V::set1(0x30303030);
@@ -36,7 +36,7 @@ struct ScalesQ2K {  // sixteen bytes: scale in the low, min in the high nibble
   using I = typename V::I;
   static constexpr int kGroups = 16;
   I s[4];
-  INLINE ScalesQ2K(const uint8_t* body, int lane) {
+  INLINE ScalesQ2K(typename V::Bytes body, int lane) {
     UNROLL for (int i = 0; i < 4; ++i) s[i] = V::load(body + (1 + i) * kPlaneBytes + 4 * lane);
   }
   template <int G>
@@ -58,7 +58,7 @@ struct ScalesQ6K {  // sixteen signed bytes
   using I = typename V::I;
   static constexpr int kGroups = 16;
   I s[4];
-  INLINE ScalesQ6K(const uint8_t* body, int lane) {
+  INLINE ScalesQ6K(typename V::Bytes body, int lane) {
     UNROLL for (int i = 0; i < 4; ++i) s[i] = V::load(body + i * kPlaneBytes + 4 * lane);
   }
   template <int G>
@@ -80,7 +80,7 @@ struct ScalesQ3K {  // sixteen 6-bit scales with 32 added, in twelve bytes
   using I = typename V::I;
   static constexpr int kGroups = 16;
   I s[4];
-  INLINE ScalesQ3K(const uint8_t* body, int lane) {
+  INLINE ScalesQ3K(typename V::Bytes body, int lane) {
     const I a0 = V::load(body + 4 * lane), a1 = V::load(body + kPlaneBytes + 4 * lane),
             a2 = V::load(body + 2 * kPlaneBytes + 4 * lane);
     const I low4 = V::set1(0x0F0F0F0F), two = V::set1(0x30303030);
@@ -104,7 +104,7 @@ struct ScalesIQ4XS {  // eight 6-bit scales with 32 added: four bits in a plane,
   using I = typename V::I;
   static constexpr int kGroups = 8;
   I lo, hi;
-  INLINE ScalesIQ4XS(const uint8_t* body, int lane)
+  INLINE ScalesIQ4XS(typename V::Bytes body, int lane)
       : lo(V::load(body + kPlaneBytes + 4 * lane)), hi(V::load_u16(body + 32 + 2 * lane)) {}
   template <int G>
   INLINE I scale() const {

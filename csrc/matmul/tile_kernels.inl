@@ -14,46 +14,75 @@
 #include "matmul/rows.inl"
 // clang-format on
 
-template <class V>
-INLINE void store_sum(const TileArgs& a, int64_t row, int lane, typename V::F sum) {
-  if (a.residual) sum = V::add_f(V::load_f(a.residual + row * a.ld + lane), sum);
-  V::store_f(a.out + row * a.ld + lane, sum);
+// Of few rows of many tiles the time is the memory's, and the hardware fetches a stream of loads too late where the
+// kernel between them is long: so the slices some 4 KB ahead are asked for, in the next tile too.
+template <class F>
+INLINE void fetch_ahead(const TileArgs& a, int64_t b, int64_t n_slices) {
+  using V = typename F::V;
+  constexpr int64_t kAhead = F::kSliceBytes < 3072 ? 4608 / F::kSliceBytes : 1;
+  const int64_t at = b + kAhead - n_slices;
+  if (at >= 0 && !a.next) return;
+  const uint8_t* slice = at < 0 ? F::place(a.tile, a.act->n_cols, b + kAhead).body : a.next + at * F::kSliceBytes;
+  for (int i = 0; i < F::kSliceBytes; i += kPlaneBytes) V::fetch_once(slice + i);
 }
 
-// One pass over the packed tile, the sums stay in registers.
-template <class F, int M>
-INLINE void add_tile(const TileArgs& a, int64_t row, int lane) {
+template <class V>
+INLINE void store_sum(const TileArgs& a, int64_t row, int lane, typename V::F sum) {
+  const int64_t at = row * a.ld + lane;
+  if (a.residual) sum = V::add_f(V::load_out(a, a.residual + at), sum);
+  V::store_out(a, a.out + at, sum);
+}
+
+// One pass over the packed tile, the sums stay in registers: rows part .. part + M - 1 of the group of G rows at `row`.
+template <class F, int M, int G>
+INLINE void add_tile(const TileArgs& a, int64_t row, int part, int lane) {
   using V = typename F::V;
   const Activations& act = *a.act;
   const int64_t n_slices = (act.n_cols + kSuperblock - 1) / kSuperblock;
   typename V::F acc[M];
   UNROLL for (int m = 0; m < M; ++m) acc[m] = V::zero_f();
-  // The last large group fetches the next tile: this one's bytes are in the cache by then, and the memory is idle. One
-  // row alone leaves that to the processor, which does it better.
+  // The last large group fetches the next tile: this one's bytes are in the cache by then, and the memory is idle.
   constexpr int kLarge = V::kMaxRows < 8 ? V::kMaxRows : 8;
   const int64_t n_left = a.n_rows - row;
-  const bool fetch_next = M >= 2 && a.next && (a.n_rows < kLarge || (M >= kLarge && n_left - M < kLarge));
+  const bool fetch_next = G > 2 && part == 0 && a.next && (a.n_rows < kLarge || (G >= kLarge && n_left - G < kLarge));
   for (int64_t b = 0; b < n_slices; ++b) {
+    if constexpr (G <= 2 && V::kOutputs == kTileRows)
+      if (a.fetch_ahead && row == 0) fetch_ahead<F>(a, b, n_slices);
     if (fetch_next)
-      for (int i = 0; i < F::kSliceBytes; i += kPlaneBytes) prefetch(a.next + b * F::kSliceBytes + i);
-    const Place p = F::place(a.tile, act.n_cols, b);
-    F::template add_slice<M>(p, act, b, a.row + row, lane, acc);
+      for (int i = 0; i < F::kSliceBytes; i += kPlaneBytes) V::fetch_next(a, b * F::kSliceBytes + i);
+    const Place<V> p = F::place(V::tile(a), act.n_cols, b);
+    F::template add_slice<M, G>(p, act, b, a.row + row + part, part, lane, acc);
   }
-  UNROLL for (int m = 0; m < M; ++m) store_sum<V>(a, row + m, lane, acc[m]);
+  UNROLL for (int m = 0; m < M; ++m) store_sum<V>(a, row + part + m, lane, acc[m]);
 }
 
-// Many rows of a format worth unpacking: slice by slice, once in the first-level cache for all rows, and so the sums.
-template <class F, int M>
-INLINE void add_wide_slice(Place p, const TileArgs& a, int64_t b, int64_t row, int lane, float* sums) {
+template <class F, int G>
+INLINE void add_rows(const TileArgs& a, int64_t row, int lane) {
+  constexpr int M = F::V::rows_at_once(G);
+  UNROLL for (int part = 0; part < G; part += M) add_tile<F, M, G>(a, row, part, lane);
+}
+
+// Many rows, slice by slice: a slice stays in the first-level cache for all rows, and so do the sums until the last
+// slice writes them where they belong.
+template <class F, int G>
+INLINE void add_to_sums(Place<typename F::V> p, const TileArgs& a, int64_t b, int64_t row, int lane, float* sums) {
   using V = typename F::V;
-  typename V::F acc[M];
-  sums += row * kTileRows + lane;
-  UNROLL for (int m = 0; m < M; ++m) acc[m] = V::load_f(sums + m * kTileRows);
-  F::template add_slice<M>(p, *a.act, b, a.row + row, lane, acc);
-  UNROLL for (int m = 0; m < M; ++m) V::store_f(sums + m * kTileRows, acc[m]);
+  constexpr int M = V::rows_at_once(G);
+  const bool last = (b + 1) * kSuperblock >= a.act->n_cols;
+  sums += row * V::kOutputs + lane;
+  for (int part = 0; part < G; part += M, sums += M * V::kOutputs) {
+    typename V::F acc[M];
+    UNROLL for (int m = 0; m < M; ++m) acc[m] = V::load_sum(sums + m * V::kOutputs);
+    F::template add_slice<M, G>(p, *a.act, b, a.row + row + part, part, lane, acc);
+    if (last) {
+      UNROLL for (int m = 0; m < M; ++m) store_sum<V>(a, row + part + m, lane, acc[m]);
+    } else {
+      UNROLL for (int m = 0; m < M; ++m) V::store_sum(sums + m * V::kOutputs, acc[m]);
+    }
+  }
 }
 
-// Calls f<M>(row) for groups of rows that cover [0, n), M at most what the registers hold.
+// Calls f<G>(row) for groups of rows that cover [0, n), as large as the instruction set takes them.
 #define FOR_ROW_GROUPS(V, n, CALL)                 \
   do {                                             \
     int64_t row = 0;                               \
@@ -81,15 +110,12 @@ INLINE void unpacked_kernel(const TileArgs& a) {
     const uint8_t* next = F::place(a.tile, act.n_cols, b + 1).body;
     for (int i = 0; i < F::kSliceBytes; i += kPlaneBytes) V::prefetch(next + i);
     for (int lane = 0; lane < kTileRows; lane += V::lanes) {
-      const Place p = F::unpack(F::place(a.tile, act.n_cols, b), lane, scratch);
-#define CALL(M) add_wide_slice<Wide, M>(p, a, b, row, lane, sums)
+      const Place<V> p = F::unpack(F::place(a.tile, act.n_cols, b), lane, scratch);
+#define CALL(M) add_to_sums<Wide, M>(p, a, b, row, lane, sums)
       FOR_ROW_GROUPS(V, a.n_rows, CALL);
 #undef CALL
     }
   }
-  for (int64_t row = 0; row < a.n_rows; ++row)
-    for (int lane = 0; lane < kTileRows; lane += V::lanes)
-      store_sum<V>(a, row, lane, V::load_f(sums + row * kTileRows + lane));
 }
 
 template <class F>
@@ -99,7 +125,7 @@ void tile_kernel(const TileArgs& a) noexcept {
     if (a.n_rows >= kUnpackRows) return unpacked_kernel<F>(a);
   }
   for (int lane = 0; lane < kTileRows; lane += V::lanes) {
-#define CALL(M) add_tile<F, M>(a, row, lane)
+#define CALL(M) add_rows<F, M>(a, row, lane)
     FOR_ROW_GROUPS(V, a.n_rows, CALL);
 #undef CALL
   }
@@ -111,9 +137,9 @@ MatmulKernels build_kernels() {
   const auto set = [&](GGMLType type, MatmulKernels::TileFn fn) {
     t.tile[packed_format_index(static_cast<int>(type))] = fn;
   };
-  set(GGMLType::F32, &tile_kernel<FloatFormat<V, GGMLType::F32>>);
-  set(GGMLType::F16, &tile_kernel<FloatFormat<V, GGMLType::F16>>);
-  set(GGMLType::BF16, &tile_kernel<FloatFormat<V, GGMLType::BF16>>);
+  set(GGMLType::F32, &tile_kernel<FormatF32<V>>);
+  set(GGMLType::F16, &tile_kernel<FormatF16<V>>);
+  set(GGMLType::BF16, &tile_kernel<FormatBF16<V>>);
   set(GGMLType::Q4_0, &tile_kernel<FormatQ4_0<V>>);
   set(GGMLType::Q4_1, &tile_kernel<FormatQ4_1<V>>);
   set(GGMLType::Q5_0, &tile_kernel<FormatQ5_0<V>>);

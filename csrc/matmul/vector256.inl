@@ -12,8 +12,18 @@ struct V256 {
     __m256 lo, hi;
   };
   static constexpr int lanes = 16;
+  static constexpr int rows_at_once(int group) { return group; }
 
+  static constexpr int kOutputs = kTileRows;
+  static INLINE F load_sum(const float* p) { return load_f(p); }
+  static INLINE void store_sum(float* p, F v) { store_f(p, v); }
+  using Bytes = const uint8_t*;  // where packed weights lie
+  static INLINE Bytes tile(const TileArgs& a) { return a.tile; }
+  static INLINE void fetch_next(const TileArgs& a, int64_t at) { phlite::prefetch(a.next + at); }
+  static INLINE F load_out(const TileArgs&, const float* p) { return load_f(p); }
+  static INLINE void store_out(const TileArgs&, float* p, F v) { store_f(p, v); }
   static INLINE void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
+  static INLINE void fetch_once(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_NTA); }
   static INLINE I zero() { return both(_mm256_setzero_si256()); }
   static INLINE F zero_f() { return both(_mm256_setzero_ps()); }
   static INLINE I set1(int64_t v) { return both(_mm256_set1_epi32(static_cast<int32_t>(v))); }

@@ -7,8 +7,20 @@ import mmap
 
 import numpy as np
 
+from phlite import _native, ops
 from phlite.gguf import BLOCK_SIZES, GGMLType
 from phlite.ops.reference import formats as reference_formats
+
+OWN_TUNING = _native.tuning_name()
+# Every instruction set of this machine, the best one with the kernels of every kind of processor.
+KERNELS = [f"{ops.supported_isas()[0]}/{tuning}" for tuning in _native.tuning_names()] + ops.supported_isas()[1:]
+
+
+def select_kernels(name: str) -> None:
+    """Use an instruction set, with the kernels of a kind of processor where one is named behind a slash."""
+    isa, _, tuning = name.partition("/")
+    ops.select_isa(isa)
+    _native.select_tuning(tuning or OWN_TUNING)
 
 
 def random_matrix(ggml_type: GGMLType, n_rows: int, n_cols: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
