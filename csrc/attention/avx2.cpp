@@ -30,7 +30,7 @@ struct V {
   };
   static constexpr int kMostRows = 4;
   static constexpr int kAccumulators = 6;  // pairs of registers, for sum_values
-  static constexpr int kWidenRows = 8;
+  static int widen_rows() { return 8; }
   static constexpr int dot_groups(int rows) { return 4 / rows; }
   static constexpr int kQuantRows = 2;
   static constexpr int quant_blocks(int rows) { return rows == 2 ? 1 : 2; }

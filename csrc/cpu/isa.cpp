@@ -113,6 +113,20 @@ std::vector<Isa> supported_isas() {
   return out;
 }
 
+bool is_zen5_or_later() {
+#ifdef PHLITE_X86
+  static const bool yes = [] {
+    const Regs vendor = cpuid(0, 0);
+    const bool amd = vendor.b == 0x68747541 && vendor.d == 0x69746e65 && vendor.c == 0x444d4163;  // "AuthenticAMD"
+    const uint32_t signature = cpuid(1, 0).a, family = signature >> 8 & 15;
+    return amd && family == 15 && family + (signature >> 20 & 255) >= 0x1a;
+  }();
+  return yes;
+#else
+  return false;
+#endif
+}
+
 bool has_vex_vnni() { return features().vex_vnni; }
 
 Isa active_isa() { return current(); }

@@ -20,6 +20,10 @@ bool isa_supported(Isa isa);
 // Which encoding of the 256-bit dot products `avxvnni` uses: VEX if the processor has it, else EVEX (AVX512VL).
 bool has_vex_vnni();
 
+// Whether this is an AMD processor of family 1Ah (Zen 5) or later: 512-bit paths twice as wide as those of Zen 4, so
+// that what is free differs. For choices that change no bit.
+bool is_zen5_or_later();
+
 // The supported sets, best first; `scalar` is always the last.
 std::vector<Isa> supported_isas();
 
