@@ -110,8 +110,9 @@ inline bool sees(const SparseRows& sparse, int row, int32_t base, int32_t stripe
 }
 
 struct Kernels {
-  // Rotates a head in place and scales it; see rope/rope.inl.
-  void (*rope)(float* x, const float* cos_sin, int head_dim, int rot, bool interleaved, float scale) noexcept;
+  // Rotates a head and scales it, into `out`, which is not x; see rope/rope.inl.
+  void (*rope)(const float* x, const float* cos_sin, int head_dim, int rot, bool interleaved, float scale,
+               float* out) noexcept;
   // Stores one key and one value float[D] at slot 0..63 of a head's share of a block.
   void (*write)(const HeadLayout&, uint8_t* head, int slot, const float* k, const float* v) noexcept;
   void (*attend)(const AttendArgs&) noexcept;

@@ -163,8 +163,9 @@ void merge(const Partial& total, const Partial& next, int n_rows, int stride) no
   }
 }
 
-void rope(float* x, const float* cos_sin, int head_dim, int rot, bool interleaved, float scale) noexcept {
-  rope_head(x, cos_sin, head_dim, rot, interleaved, scale);
+void rope(const float* x, const float* cos_sin, int head_dim, int rot, bool interleaved, float scale,
+          float* out) noexcept {
+  rope_head(x, cos_sin, head_dim, rot, interleaved, scale, out);
 }
 
 void write(const HeadLayout& layout, uint8_t* head, int slot, const float* k, const float* v) noexcept {

@@ -8,14 +8,17 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "attention/scratch.h"
+#include "support/prefetch.h"
 
 namespace phlite::attention {
 namespace {
 
 constexpr int kTasksPerThread = 4;                      // fewer than this, and segments become tasks
+constexpr int kRowsAhead = 8;                           // heads of qkv that are fetched ahead
 constexpr int kHeadAlone = 16;                          // new tokens from which on a sparse head has its own tasks
 constexpr size_t kMostPartialFloats = size_t{1} << 24;  // 64 MiB of partial results, beyond it segments stay together
 
@@ -101,7 +104,7 @@ class AttentionOperation::Step {
     task_starts_.assign(1, 0);
     for (int b = 0; b < batch_.n_seqs(); ++b) task_starts_.push_back(task_starts_.back() + count_tasks(b));
     n_tasks_ = task_starts_.back();
-    thread_floats_ = (Scratch(nullptr, D_).n_floats + 2 * partial_floats_ + 15) / 16 * 16;
+    thread_floats_ = (kernel_floats() + 2 * partial_floats_ + 15) / 16 * 16;
     if (n_tasks_ >= static_cast<int64_t>(kTasksPerThread) * n_threads || batch_.longest() <= kSegment) return;
     segment_starts_.assign(1, 0);
     for (int64_t i = 0; i < n_tasks_; ++i) segment_starts_.push_back(segment_starts_.back() + n_segments(task(i)));
@@ -109,33 +112,47 @@ class AttentionOperation::Step {
     split_ = n_partials > n_tasks_ && n_partials * partial_floats_ <= kMostPartialFloats;
   }
 
+  // Of a thread's scratch: what the kernels take, then the rotated queries of a task.
+  size_t kernel_floats() const { return Scratch(nullptr, D_).n_floats + static_cast<size_t>(kTileRows) * o_stride(D_); }
   Partial partial_at(float* at) const { return {at, at + kTileRows, at + 2 * kTileRows}; }
   Partial stored_partial(int64_t idx) const { return partial_at(partials_ + idx * partial_floats_); }
 
   // The head of a token in qkv: 0 .. Hq - 1 queries, then keys, then values.
-  float* head(int token, int idx) const { return args_.qkv + token * row_stride_ + static_cast<size_t>(idx) * D_; }
+  const float* head(int token, int idx) const {
+    return args_.qkv + token * row_stride_ + static_cast<size_t>(idx) * D_;
+  }
+
+  // The heads of one token lie together, those of one head far apart: the hardware does not see what comes next.
+  void prefetch_head(int token, int idx) const {
+    const auto* at = reinterpret_cast<const uint8_t*>(head(token, idx));
+    for (size_t i = 0; i < D_ * sizeof(float); i += 64) prefetch(at + i);
+  }
 
   // One head of up to 16 tokens after the other: their rows of qkv are read as so many streams, their keys lie side by
   // side in the cache.
   void rotate_and_write(int thread, int n_threads) const {
     const int T = batch_.n_tokens(), rot = batch_.rot();
-    // 2^x is cheaper than e^x: the queries carry log2(e).
-    const float q_scale = static_cast<float>(args_.softmax_scale * 1.4426950408889634);
     const int64_t n = static_cast<int64_t>(T) * Hkv_;
     int64_t unit = n * thread / n_threads;
     const int64_t end = n * (thread + 1) / n_threads;
-    int seq = 0;
-    for (; unit < end; ++unit) {
+    const auto place = [&](int64_t unit) {
       const int first = static_cast<int>(unit / (kLanes * Hkv_)) * kLanes, n_tokens = std::min(kLanes, T - first);
       const int left = static_cast<int>(unit - int64_t{first} * Hkv_);
-      const int kv_head = left / n_tokens, token = first + left % n_tokens;
+      return std::pair<int, int>(first + left % n_tokens, left / n_tokens);
+    };
+    int seq = 0;
+    for (; unit < end; ++unit) {
+      const auto [token, kv_head] = place(unit);
+      if (unit + kRowsAhead < end) {
+        const auto [later, its_head] = place(unit + kRowsAhead);
+        prefetch_head(later, args_.n_heads + its_head);
+        prefetch_head(later, args_.n_heads + Hkv_ + its_head);
+      }
       while (batch_.start(seq) > token) --seq;
       while (batch_.start(seq + 1) <= token) ++seq;
       const float* cos_sin = batch_.cos_sin(token);
-      float* k = head(token, args_.n_heads + kv_head);
-      kernels_.rope(k, cos_sin, D_, rot, args_.rope_interleaved, 1.0f);
-      for (int g = 0; g < G_; ++g)
-        kernels_.rope(head(token, kv_head * G_ + g), cos_sin, D_, rot, args_.rope_interleaved, q_scale);
+      float k[kMaxHeadDim];
+      kernels_.rope(head(token, args_.n_heads + kv_head), cos_sin, D_, rot, args_.rope_interleaved, 1.0f, k);
       const int32_t position = batch_.first_position(seq) + token - batch_.start(seq);
       const size_t block = static_cast<size_t>(batch_.block_table(seq)[position / kBlock]);
       kernels_.write(cache_.layout(), cache_.head(layer_, kv_head) + block * cache_.block_stride(), position % kBlock,
@@ -157,8 +174,17 @@ class AttentionOperation::Step {
     int32_t lo[kTileRows], hi[kTileRows], local[kTileRows], stripe[kTileRows];
     const int start = batch_.start(t.seq), first_pos = batch_.first_position(t.seq);
     const BlockSparse& sparse = args_.sparse;
+    // 2^x is cheaper than e^x: the queries carry log2(e).
+    const float q_scale = static_cast<float>(args_.softmax_scale * 1.4426950408889634);
+    float* const queries = scratch + Scratch(nullptr, D_).n_floats;
+    for (int r = 0; r < std::min(kRowsAhead, t.n_rows); ++r) prefetch_head(start + t.token(r), t.head(r));
     for (int r = 0; r < t.n_rows; ++r) {
-      q[r] = head(start + t.token(r), t.head(r));
+      if (r + kRowsAhead < t.n_rows) prefetch_head(start + t.token(r + kRowsAhead), t.head(r + kRowsAhead));
+      const int token = start + t.token(r);
+      float* const rotated = queries + r * o_stride(D_);
+      kernels_.rope(head(token, t.head(r)), batch_.cos_sin(token), D_, batch_.rot(), args_.rope_interleaved, q_scale,
+                    rotated);
+      q[r] = rotated;
       hi[r] = first_pos + t.token(r) + 1;
       lo[r] = args_.sliding_window > 0 ? std::max(0, hi[r] - args_.sliding_window) : 0;
       if (sparse.block_size == 0) continue;
@@ -202,7 +228,7 @@ class AttentionOperation::Step {
 
   void attend_whole(ThreadPool& pool, int thread) const {
     float* scratch = scratch_of(thread);
-    float* after = scratch + Scratch(nullptr, D_).n_floats;
+    float* after = scratch + kernel_floats();
     const Partial total = partial_at(after), spare = partial_at(after + partial_floats_);
     for (int64_t i; (i = pool.take_chunk(1)) < n_tasks_;) {
       const Task t = task(i);

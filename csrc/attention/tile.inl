@@ -285,8 +285,9 @@ static void merge(const Partial& total, const Partial& next, int n_rows, int str
   }
 }
 
-static void rope(float* x, const float* cos_sin, int head_dim, int rot, bool interleaved, float scale) noexcept {
-  rope_head(x, cos_sin, head_dim, rot, interleaved, scale);
+static void rope(const float* x, const float* cos_sin, int head_dim, int rot, bool interleaved, float scale,
+                 float* out) noexcept {
+  rope_head(x, cos_sin, head_dim, rot, interleaved, scale, out);
 }
 
 static void write(const HeadLayout& layout, uint8_t* head, int slot, const float* k, const float* v) noexcept {
