@@ -84,7 +84,8 @@ struct SparseRows {
 
 struct AttendArgs {
   const HeadLayout* layout;
-  const uint8_t* head_base;    // block 0 of this layer at the key/value head
+  const uint8_t* head_base;    // block 0 of this layer at the first key/value head
+  int n_kv_heads;              // key/value heads, one behind the other; each has n_rows / n_kv_heads rows in turn
   size_t block_stride;         // bytes from one block to the next
   const int32_t* block_table;  // block ids of the sequence, by position / 64
   int n_rows;                  // 1 .. kTileRows
@@ -94,9 +95,10 @@ struct AttendArgs {
   SparseRows sparse;           // blocks between lo and hi that a row does not see
   int32_t first, last;         // positions of the segment to look at: first is a multiple of 64, first < last
   Partial out;
-  bool same_rows;  // the last call with this scratch had the same rows: what was made of q is still there
-  bool continues;  // the next call has the same rows and the positions behind `last`
-  float* scratch;  // Scratch(nullptr, D).n_floats floats, 64-byte aligned; see scratch.h
+  bool same_rows;   // the last call with this scratch had the same rows: what was made of q is still there
+  bool continues;   // the next call has the same rows and the positions behind `last`
+  bool fetch_near;  // what is read ahead goes into the first-level cache, not the second
+  float* scratch;   // Scratch(nullptr, D).n_floats floats, 64-byte aligned; see scratch.h
 };
 
 // The stripe that the 64 positions from base on belong to.

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "attention/exp2.h"
+#include "attention/inline.h"
 #include "attention/scratch.h"
 #include "support/fp16.h"
 
@@ -158,7 +159,10 @@ struct V {
             _mm256_add_epi32(sum.b, _mm256_madd_epi16(value.b, two.b))};
   }
 
-  static void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
+  static PHLITE_INLINE void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
+  static PHLITE_INLINE void prefetch_near(const uint8_t* p) {
+    _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
+  }
 };
 
 // clang-format off: each of them uses the one before

@@ -12,6 +12,7 @@
 #include <cstring>
 
 #include "attention/exp2.h"
+#include "attention/inline.h"
 #include "attention/scratch.h"
 #include "cpu/isa.h"
 #include "support/fp16.h"
@@ -144,7 +145,10 @@ struct V {
 #endif
   }
 
-  static void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
+  static PHLITE_INLINE void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
+  static PHLITE_INLINE void prefetch_near(const uint8_t* p) {
+    _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
+  }
 };
 
 // clang-format off: each of them uses the one before

@@ -1,8 +1,9 @@
 // How the work of one layer is cut into tasks. A task is up to 64 rows of one sequence over all of its visible
-// positions: queries of all heads of a key/value head, or, where a block-sparse mask shows each head other blocks and
-// the queries are many, of one head, so that a block is read for many rows or for none; threads take tasks as they
-// become free. When there are fewer tasks than would keep the threads busy, each segment of 512 positions is a task of
-// its own and the partial results are merged afterwards, in the same order: how the work is cut never changes a bit.
+// positions: queries of all heads of a key/value head; with one new token, of several key/value heads, so that longer
+// stretches of memory are read in order; where a block-sparse mask shows each head other blocks and the queries are
+// many, of one head, so that a block is read for many rows or for none. Threads take tasks as they become free. When
+// there are fewer tasks than would keep the threads busy, each segment of 512 positions is a task of its own and the
+// partial results are merged afterwards, in the same order: how the work is cut never changes a bit.
 #include "attention/step.h"
 
 #include <algorithm>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "attention/scratch.h"
+#include "cpu/isa.h"
 #include "support/prefetch.h"
 
 namespace phlite::attention {
@@ -72,7 +74,10 @@ class AttentionOperation::Step {
   }
 
  private:
-  int heads_per_task(int seq) const { return args_.sparse.block_size > 0 && batch_.n_new(seq) >= kHeadAlone ? 1 : G_; }
+  int heads_per_task(int seq) const {
+    if (batch_.n_new(seq) == 1) return G_ * kv_heads_together_;
+    return args_.sparse.block_size > 0 && batch_.n_new(seq) >= kHeadAlone ? 1 : G_;
+  }
   int n_tiles(int seq) const { return (batch_.n_new(seq) * heads_per_task(seq) + kTileRows - 1) / kTileRows; }
   int64_t count_tasks(int seq) const {
     return static_cast<int64_t>(n_tiles(seq)) * (args_.n_heads / heads_per_task(seq));
@@ -101,6 +106,13 @@ class AttentionOperation::Step {
 
   // Counts the tasks, and their segments where these become tasks of their own.
   void plan(int n_threads) {
+    // With one new token a task takes several key/value heads, whose shares of a block lie together.
+    const auto enough = [&](int together) {
+      return Hkv_ % together == 0 && G_ * together <= kTileRows &&
+             Hkv_ / together * batch_.n_seqs() >= kTasksPerThread * n_threads;
+    };
+    for (int together = 1; together <= Hkv_; ++together)
+      if (args_.sparse.block_size == 0 && enough(together)) kv_heads_together_ = together;
     task_starts_.assign(1, 0);
     for (int b = 0; b < batch_.n_seqs(); ++b) task_starts_.push_back(task_starts_.back() + count_tasks(b));
     n_tasks_ = task_starts_.back();
@@ -196,12 +208,14 @@ class AttentionOperation::Step {
     if (sparse.block_size > 0) a.sparse = {sparse.block_size, sparse.vert_stride, local, stripe};
     a.layout = &cache_.layout();
     a.head_base = cache_.head(layer_, t.first_head / G_);
+    a.n_kv_heads = std::max(1, t.n_heads / G_);
     a.block_stride = cache_.block_stride();
     a.block_table = batch_.block_table(t.seq);
     a.n_rows = t.n_rows;
     a.q = q;
     a.lo = lo;
     a.hi = hi;
+    a.fetch_near = is_zen5_or_later();
     a.scratch = scratch;
     for (int s = first; s < first + n; ++s) {
       a.first = std::max(s * kSegment, lo[0] / kBlock * kBlock);
@@ -265,6 +279,7 @@ class AttentionOperation::Step {
   const size_t row_stride_, partial_floats_;
   size_t thread_floats_ = 0;
   int64_t n_tasks_ = 0;
+  int kv_heads_together_ = 1;  // of a task of one new token
   bool split_ = false;
   std::vector<int64_t> task_starts_;     // of each sequence, and the end
   std::vector<int64_t> segment_starts_;  // of each task where segments may be tasks, and the end

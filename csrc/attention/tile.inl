@@ -9,10 +9,13 @@
 // multiplied with a broadcast of q[d] of every row, so nothing is summed across lanes. Values: MR rows x NV vectors of
 // dims, a value vector is widened once for all rows. MR is the largest power of two that the rows left allow.
 //
-// Few rows (decode) are bound by memory, so the loops prefetch a whole block ahead: the next block's keys while scores
-// are computed, its values while values are summed, also across segments; a task's first block at once. Only what some
-// row sees is fetched, so that a short context costs little. With many rows the same loops fetch a line at a time. The
-// order of every sum is that of attention.h.
+// Few rows (decode) are bound by memory, so the loops prefetch one head's share of a block ahead: its keys while scores
+// are computed, its values while values are summed, also across segments; a task's first share at once. A task of one
+// new token has several heads, whose shares of a block lie together: the hardware's prefetchers lose their way less
+// often (f16 1.06, q8_0 1.19 times as fast on Zen 5). Only what some row sees is fetched, so that a short context costs
+// little; into the first-level cache on Zen 5 (1.08 and 1.06 more), into the second elsewhere: on Zen 4 one core read
+// 30 % slower into the first, with the hardware's prefetchers alone 30 to 40 %. With many rows the same loops fetch a
+// line at a time. The order of every sum is that of attention.h.
 
 // The largest of each of n <= 16 vectors of 16 floats.
 static inline void largest_of_vectors(const float* vectors, int n, float* most) noexcept {
@@ -159,34 +162,34 @@ static inline int32_t next_seen(const AttendArgs& a, int32_t base) noexcept {
   return a.last;
 }
 
-// One past the last of the rows from `row` on that see the block without a gap.
-static inline int end_of_run(const AttendArgs& a, int row, int32_t base, int32_t stripe) noexcept {
-  if (a.sparse.block == 0) return a.n_rows;
-  while (row < a.n_rows && sees(a.sparse, row, base, stripe)) ++row;
+// One past the last of the rows from `row` to `end` that see the block without a gap.
+static inline int end_of_run(const AttendArgs& a, int row, int end, int32_t base, int32_t stripe) noexcept {
+  if (a.sparse.block == 0) return end;
+  while (row < end && sees(a.sparse, row, base, stripe)) ++row;
   return row;
 }
 
-static inline const uint8_t* head_at(const AttendArgs& a, int32_t base) noexcept {
-  return a.head_base + a.block_stride * static_cast<size_t>(a.block_table[base / kBlock]);
+static inline const uint8_t* head_at(const AttendArgs& a, int32_t base, int head) noexcept {
+  return a.head_base + a.block_stride * static_cast<size_t>(a.block_table[base / kBlock]) + a.layout->bytes * head;
 }
 
-// What of a block some row sees, with its scales.
-static inline Ahead keys_of(const AttendArgs& a, int32_t base) noexcept {
+// What of a head's share of a block some row sees, with its scales.
+static inline Ahead keys_of(const AttendArgs& a, int32_t base, int head) noexcept {
   const HeadLayout& layout = *a.layout;
   const int from = a.lo[0] > base ? a.lo[0] - base : 0, to = a.hi[a.n_rows - 1] - base;
   const int first = from / kLanes * kLanes, last = (to + kLanes - 1) / kLanes * kLanes;
-  const uint8_t* k = head_at(a, base);
+  const uint8_t* k = head_at(a, base, head);
   return {k + layout.key_at(first, 0) * layout.value_bytes(),
-          last < kBlock ? k + layout.key_at(last, 0) * layout.value_bytes() : k + layout.v};
+          last < kBlock ? k + layout.key_at(last, 0) * layout.value_bytes() : k + layout.v, a.fetch_near};
 }
 
-static inline Ahead values_of(const AttendArgs& a, int32_t base) noexcept {
+static inline Ahead values_of(const AttendArgs& a, int32_t base, int head) noexcept {
   const HeadLayout& layout = *a.layout;
   const int from = a.lo[0] > base ? a.lo[0] - base : 0, to = a.hi[a.n_rows - 1] - base;
   const size_t row_bytes = layout.v_stride * layout.value_bytes();  // q8_0 keeps two positions side by side
-  const uint8_t* head = head_at(a, base);
-  return {head + layout.v + from / 2 * 2 * row_bytes,
-          to < kBlock ? head + layout.v + (to + 1) / 2 * 2 * row_bytes : head + layout.bytes};
+  const uint8_t* share = head_at(a, base, head);
+  return {share + layout.v + from / 2 * 2 * row_bytes,
+          to < kBlock ? share + layout.v + (to + 1) / 2 * 2 * row_bytes : share + layout.bytes, a.fetch_near};
 }
 
 // Keys and values are widened right before they are used, so that they come from the first-level cache.
@@ -214,32 +217,39 @@ static inline void widen_values(const AttendArgs& a, const Scratch& s, BlockView
 // kWiden: keys and values are expanded into scratch once for all rows.
 template <class KE, class VE, bool kWiden>
 static inline void attend_segment(const AttendArgs& a, const Scratch& s) noexcept {
+  const int rows_per_head = a.n_rows / a.n_kv_heads;
   int32_t next = next_seen(a, a.first);
   for (int32_t base = next; base < a.last; base = next) {
     next = next_seen(a, base + kBlock);
     const int32_t stripe = stripe_of(a.sparse, base);
-    BlockView block;
-    block.head = head_at(a, base);
-    block.k = block.head;
-    block.v = block.head + a.layout->v;
-    if constexpr (kWiden) widen_keys(a, s, block);
-    if (base == a.first && !a.same_rows) {
-      keys_of(a, base).fetch_rest();
-      values_of(a, base).fetch_rest();
-    }
-    if (next < a.last || (a.continues && a.sparse.block == 0)) {
-      block.with_scores = keys_of(a, next);
-      block.with_values = values_of(a, next);
-    }
-    for (int row = 0; row < a.n_rows; ++row) {
-      const int end = end_of_run(a, row, base, stripe);
-      if (row == end) continue;
-      const Seen seen(a, base, row, end);
-      score_run<KE>(a, s, block, seen, row, end);
-      softmax_run(a, s, seen, row, end);
-      if constexpr (kWiden) widen_values(a, s, block);
-      value_run<VE, KE::kSize == 1>(a, s, block, seen, row, end);
-      row = end;
+    for (int head = 0; head < a.n_kv_heads; ++head) {
+      BlockView block;
+      block.head = head_at(a, base, head);
+      block.k = block.head;
+      block.v = block.head + a.layout->v;
+      if constexpr (kWiden) widen_keys(a, s, block);
+      if (base == a.first && head == 0 && !a.same_rows) {
+        keys_of(a, base, head).fetch_rest();
+        values_of(a, base, head).fetch_rest();
+      }
+      if (head + 1 < a.n_kv_heads) {
+        block.with_scores = keys_of(a, base, head + 1);
+        block.with_values = values_of(a, base, head + 1);
+      } else if (next < a.last || (a.continues && a.sparse.block == 0)) {
+        block.with_scores = keys_of(a, next, 0);
+        block.with_values = values_of(a, next, 0);
+      }
+      const int last_row = (head + 1) * rows_per_head;
+      for (int row = head * rows_per_head; row < last_row; ++row) {
+        const int end = end_of_run(a, row, last_row, base, stripe);
+        if (row == end) continue;
+        const Seen seen(a, base, row, end);
+        score_run<KE>(a, s, block, seen, row, end);
+        softmax_run(a, s, seen, row, end);
+        if constexpr (kWiden) widen_values(a, s, block);
+        value_run<VE, KE::kSize == 1>(a, s, block, seen, row, end);
+        row = end;
+      }
     }
   }
 }
@@ -255,7 +265,7 @@ static void attend(const AttendArgs& a) noexcept {
       attend_segment<FloatKV, FloatKV, false>(a, s);
       break;
     case KVType::f16:
-      if (a.n_rows >= V::widen_rows()) {
+      if (a.n_rows / a.n_kv_heads >= V::widen_rows()) {
         attend_segment<FloatKV, FloatKV, true>(a, s);
       } else {
         attend_segment<HalfKV, HalfKV, false>(a, s);
@@ -263,7 +273,7 @@ static void attend(const AttendArgs& a) noexcept {
       break;
     case KVType::q8_0:
       if (!a.same_rows) quantize_queries(a, s);
-      if (a.n_rows >= 8) {
+      if (a.n_rows / a.n_kv_heads >= 8) {
         attend_segment<QuantKV, WideKV, true>(a, s);
       } else {
         attend_segment<QuantKV, QuantKV, false>(a, s);

@@ -2,8 +2,8 @@
 
 // f16 and f32: one chain of multiply-adds over the positions.
 template <class E, int MR, int NV>
-static inline void sum_values(const AttendArgs& a, const Scratch& s, BlockView& block, int row, int vec, int from,
-                              int to) noexcept {
+static PHLITE_LOOP void sum_values(const AttendArgs& a, const Scratch& s, BlockView& block, int row, int vec, int from,
+                                   int to) noexcept {
   constexpr int kLines = (NV * kLanes * E::kSize + 63) / 64;
   const int stride = o_stride(a.layout->head_dim), v_stride = a.layout->v_stride;
   float* o = a.out.o + static_cast<size_t>(row) * stride + vec * kLanes;
@@ -20,7 +20,7 @@ static inline void sum_values(const AttendArgs& a, const Scratch& s, BlockView& 
     V::F value[NV];
 #pragma GCC unroll 8
     for (int i = 0; i < NV; ++i) value[i] = E::load(v + i * kLanes);
-    block.with_values.fetch<MR <= 4 ? kLines : 1>();
+    block.with_values.fetch<MR, kLines>();
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
       const V::F x = V::set1(p[r * kBlock]);
@@ -112,8 +112,8 @@ static inline void round_weights(const AttendArgs& a, const Scratch& s, const Bl
 
 // Rows row .. row + MR - 1, NB blocks of 32 dims from block b on.
 template <class E, int MR, int NB>
-static inline void sum_values_q8(const AttendArgs& a, const Scratch& s, BlockView& block, int row, int b, int from,
-                                 int to) noexcept {
+static PHLITE_LOOP void sum_values_q8(const AttendArgs& a, const Scratch& s, BlockView& block, int row, int b, int from,
+                                      int to) noexcept {
   const int stride = o_stride(a.layout->head_dim), Dq = a.layout->v_stride, nq = Dq / kQuant;
   const int16_t* const w = s.w + (row * nq + b) * kBlock;
   V::I acc[MR][2 * NB];
@@ -122,7 +122,7 @@ static inline void sum_values_q8(const AttendArgs& a, const Scratch& s, BlockVie
 #pragma GCC unroll 8
     for (int i = 0; i < 2 * NB; ++i) acc[r][i] = V::zero_i();
   for (int pair = from / 2; pair < (to + 1) / 2; ++pair) {
-    block.with_values.fetch<MR <= 4 ? NB : 1>();
+    block.with_values.fetch<MR, NB>();
     V::I value[2 * NB];
 #pragma GCC unroll 8
     for (int i = 0; i < 2 * NB; ++i)
