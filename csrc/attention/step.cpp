@@ -135,9 +135,9 @@ class AttentionOperation::Step {
   }
 
   // The heads of one token lie together, those of one head far apart: the hardware does not see what comes next.
-  void prefetch_head(int token, int idx) const {
-    const auto* at = reinterpret_cast<const uint8_t*>(head(token, idx));
-    for (size_t i = 0; i < D_ * sizeof(float); i += 64) prefetch(at + i);
+  void prefetch_head(int token, int idx) const { prefetch_floats(head(token, idx)); }
+  void prefetch_floats(const float* at) const {
+    for (int d = 0; d < D_; d += kLanes) prefetch(at + d);
   }
 
   // One head of up to 16 tokens after the other: their rows of qkv are read as so many streams, their keys lie side by
@@ -230,8 +230,12 @@ class AttentionOperation::Step {
 
   void finish(const Task& t, const Partial& total) const {
     const int start = batch_.start(t.seq), stride = o_stride(D_);
+    const auto row = [&](int r) {
+      return args_.out + (static_cast<size_t>(start + t.token(r)) * args_.n_heads + t.head(r)) * D_;
+    };
     for (int r = 0; r < t.n_rows; ++r) {
-      float* out = args_.out + (static_cast<size_t>(start + t.token(r)) * args_.n_heads + t.head(r)) * D_;
+      if (r + kRowsAhead < t.n_rows) prefetch_floats(row(r + kRowsAhead));
+      float* out = row(r);
       const float inverse = 1.0f / total.l[r];
       const float* o = total.o + static_cast<size_t>(r) * stride;
       for (int d = 0; d < D_; ++d) out[d] = o[d] * inverse;
