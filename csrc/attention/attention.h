@@ -84,7 +84,8 @@ struct SparseRows {
 
 struct AttendArgs {
   const HeadLayout* layout;
-  const uint8_t* head_base;    // block 0 of this layer at the key/value head
+  const uint8_t* head_base;    // block 0 of this layer at the first key/value head
+  int n_kv_heads;              // key/value heads, one behind the other; each has n_rows / n_kv_heads rows in turn
   size_t block_stride;         // bytes from one block to the next
   const int32_t* block_table;  // block ids of the sequence, by position / 64
   int n_rows;                  // 1 .. kTileRows
@@ -94,9 +95,10 @@ struct AttendArgs {
   SparseRows sparse;           // blocks between lo and hi that a row does not see
   int32_t first, last;         // positions of the segment to look at: first is a multiple of 64, first < last
   Partial out;
-  bool same_rows;  // the last call with this scratch had the same rows: what was made of q is still there
-  bool continues;  // the next call has the same rows and the positions behind `last`
-  float* scratch;  // Scratch(nullptr, D).n_floats floats, 64-byte aligned; see scratch.h
+  bool same_rows;   // the last call with this scratch had the same rows: what was made of q is still there
+  bool continues;   // the next call has the same rows and the positions behind `last`
+  bool fetch_near;  // what is read ahead goes into the first-level cache, not the second
+  float* scratch;   // Scratch(nullptr, D).n_floats floats, 64-byte aligned; see scratch.h
 };
 
 // The stripe that the 64 positions from base on belong to.
@@ -110,8 +112,9 @@ inline bool sees(const SparseRows& sparse, int row, int32_t base, int32_t stripe
 }
 
 struct Kernels {
-  // Rotates a head in place and scales it; see rope/rope.inl.
-  void (*rope)(float* x, const float* cos_sin, int head_dim, int rot, bool interleaved, float scale) noexcept;
+  // Rotates a head and scales it, into `out`, which is not x; see rope/rope.inl.
+  void (*rope)(const float* x, const float* cos_sin, int head_dim, int rot, bool interleaved, float scale,
+               float* out) noexcept;
   // Stores one key and one value float[D] at slot 0..63 of a head's share of a block.
   void (*write)(const HeadLayout&, uint8_t* head, int slot, const float* k, const float* v) noexcept;
   void (*attend)(const AttendArgs&) noexcept;

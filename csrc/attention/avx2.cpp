@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "attention/exp2.h"
+#include "attention/inline.h"
 #include "attention/scratch.h"
 #include "support/fp16.h"
 
@@ -30,7 +31,7 @@ struct V {
   };
   static constexpr int kMostRows = 4;
   static constexpr int kAccumulators = 6;  // pairs of registers, for sum_values
-  static constexpr int kWidenRows = 8;
+  static int widen_rows() { return 8; }
   static constexpr int dot_groups(int rows) { return 4 / rows; }
   static constexpr int kQuantRows = 2;
   static constexpr int quant_blocks(int rows) { return rows == 2 ? 1 : 2; }
@@ -158,7 +159,10 @@ struct V {
             _mm256_add_epi32(sum.b, _mm256_madd_epi16(value.b, two.b))};
   }
 
-  static void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
+  static PHLITE_INLINE void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T1); }
+  static PHLITE_INLINE void prefetch_near(const uint8_t* p) {
+    _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
+  }
 };
 
 // clang-format off: each of them uses the one before

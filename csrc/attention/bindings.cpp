@@ -135,7 +135,7 @@ void bind_attention(nb::module_& m) {
   m.def("attention", &run_attention, nb::arg("qkv").noconvert(), nb::arg("out").noconvert(), nb::arg("cache"),
         nb::arg("layer_idx"), nb::arg("batch"), nb::arg("n_heads"), nb::arg("softmax_scale"), nb::arg("sliding_window"),
         nb::arg("rope_interleaved"), nb::arg("pool"), nb::arg("block_sparse") = nb::none(),
-        "Rotate q and k, write k and v to the cache, attend. qkv is overwritten. See phlite.ops.attention.");
+        "Rotate q and k, write k and v to the cache, attend. See phlite.ops.attention.");
 }
 
 }  // namespace phlite

@@ -138,13 +138,14 @@ void attend(const AttendArgs& a) noexcept {
   const int stride = o_stride(a.layout->head_dim);
   if (a.layout->type == KVType::q8_0 && !a.same_rows) quantize_queries(a, s);
   for (int r = 0; r < a.n_rows; ++r) {
+    const uint8_t* first_block = a.head_base + a.layout->bytes * (r / (a.n_rows / a.n_kv_heads));
     a.out.m[r] = kNoScore;
     std::memset(s.l + r * kLanes, 0, kLanes * sizeof(float));
     std::memset(a.out.o + static_cast<size_t>(r) * stride, 0, stride * sizeof(float));
     for (int32_t base = a.first; base < a.last; base += kBlock) {
       const int from = a.lo[r] > base ? a.lo[r] - base : 0;
       const int to = a.hi[r] < base + kBlock ? a.hi[r] - base : kBlock;
-      const uint8_t* head = a.head_base + a.block_stride * static_cast<size_t>(a.block_table[base / kBlock]);
+      const uint8_t* head = first_block + a.block_stride * static_cast<size_t>(a.block_table[base / kBlock]);
       if (from < to && sees(a.sparse, r, base, stripe_of(a.sparse, base))) attend_block(a, s, head, r, from, to);
     }
     a.out.l[r] = sum_lanes(s.l + r * kLanes);
@@ -163,8 +164,9 @@ void merge(const Partial& total, const Partial& next, int n_rows, int stride) no
   }
 }
 
-void rope(float* x, const float* cos_sin, int head_dim, int rot, bool interleaved, float scale) noexcept {
-  rope_head(x, cos_sin, head_dim, rot, interleaved, scale);
+void rope(const float* x, const float* cos_sin, int head_dim, int rot, bool interleaved, float scale,
+          float* out) noexcept {
+  rope_head(x, cos_sin, head_dim, rot, interleaved, scale, out);
 }
 
 void write(const HeadLayout& layout, uint8_t* head, int slot, const float* k, const float* v) noexcept {

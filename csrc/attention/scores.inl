@@ -26,16 +26,24 @@ struct WideKV {  // int8 values widened to int16
 struct Ahead {
   const uint8_t* at = nullptr;
   const uint8_t* end = nullptr;
+  bool near = false;  // into the first-level cache, not the second
 
-  template <int N>
-  void fetch() {
+  // N lines for a tile of few rows; one line, and never near, for one of many, which has other things to wait for.
+  template <int MR, int N>
+  PHLITE_INLINE void fetch() {
     if (at >= end) return;
+    constexpr int kLines = MR <= 4 ? N : 1;
+    if (MR <= 4 && near) {
 #pragma GCC unroll 8
-    for (int i = 0; i < N; ++i) V::prefetch(at + i * 64);
-    at += N * 64;
+      for (int i = 0; i < kLines; ++i) V::prefetch_near(at + i * 64);
+    } else {
+#pragma GCC unroll 8
+      for (int i = 0; i < kLines; ++i) V::prefetch(at + i * 64);
+    }
+    at += kLines * 64;
   }
-  void fetch_rest() {
-    for (; at < end; at += 64) V::prefetch(at);
+  PHLITE_INLINE void fetch_rest() {
+    while (at < end) fetch<1, 1>();
   }
 };
 
@@ -48,8 +56,8 @@ struct BlockView {
 };
 
 template <class E, int MR, int NG>
-static inline void dot_rows(const float* const* q, const typename E::T* k, int D, float* scores,
-                            Ahead& ahead) noexcept {
+static PHLITE_LOOP void dot_rows(const float* const* q, const typename E::T* k, int D, float* scores,
+                                 Ahead& ahead) noexcept {
   constexpr int kLines = (E::kSize * NG + 3) / 4;  // as many lines as are used of this block
   const size_t group = static_cast<size_t>(D) * kLanes;
   V::F acc[MR][NG];
@@ -61,7 +69,7 @@ static inline void dot_rows(const float* const* q, const typename E::T* k, int D
     V::F key[NG];
 #pragma GCC unroll 8
     for (int g = 0; g < NG; ++g) key[g] = E::load(k + g * group + static_cast<size_t>(d) * kLanes);
-    ahead.fetch<MR <= 4 ? kLines : 1>();
+    ahead.fetch<MR, kLines>();
 #pragma GCC unroll 8
     for (int r = 0; r < MR; ++r) {
       const V::F x = V::set1(q[r][d]);
@@ -76,15 +84,12 @@ static inline void dot_rows(const float* const* q, const typename E::T* k, int D
 }
 
 template <int MR, int NG>
-static inline void dot_rows_q8(const AttendArgs& a, const Scratch& s, int row, const uint8_t* k,
-                               const uint16_t* k_scales, float* scores, Ahead& ahead) noexcept {
+static PHLITE_LOOP void dot_rows_q8(const AttendArgs& a, const Scratch& s, int row, const uint8_t* k,
+                                    const uint16_t* k_scales, float* scores, Ahead& ahead) noexcept {
+  constexpr bool kHeld = MR * NG <= 8;  // sums stay in registers; those of a larger tile in `scores`, beside its dots
   const int Dq = a.layout->v_stride, nq = Dq / kQuant;
   const size_t group = static_cast<size_t>(Dq) * kLanes;
-  V::F acc[MR][NG];
-#pragma GCC unroll 8
-  for (int r = 0; r < MR; ++r)
-#pragma GCC unroll 8
-    for (int g = 0; g < NG; ++g) acc[r][g] = V::zero();
+  V::F acc[kHeld ? MR : 1][NG];
   for (int b = 0; b < nq; ++b) {
     V::I dot[MR][NG];
 #pragma GCC unroll 8
@@ -97,7 +102,7 @@ static inline void dot_rows_q8(const AttendArgs& a, const Scratch& s, int row, c
       V::I key[NG];
 #pragma GCC unroll 8
       for (int g = 0; g < NG; ++g) key[g] = V::load_bytes(k + g * group + static_cast<size_t>(i) * kLanes * 4);
-      ahead.fetch<MR <= 4 ? NG : 1>();
+      ahead.fetch<MR, NG>();
 #pragma GCC unroll 8
       for (int r = 0; r < MR; ++r) {
         const V::I four = V::set4(s.q + static_cast<size_t>(row + r) * Dq + i * 4);
@@ -110,21 +115,28 @@ static inline void dot_rows_q8(const AttendArgs& a, const Scratch& s, int row, c
       const V::F scale = V::load_bf16(k_scales + b * kBlock + g * kLanes);
 #pragma GCC unroll 8
       for (int r = 0; r < MR; ++r) {
-        const V::F both = V::mul(V::set1(s.q_scale[(row + r) * nq + b]), scale);
-        acc[r][g] = V::fma(both, V::to_float(dot[r][g]), acc[r][g]);
+        const V::F both = V::mul(V::set1(s.q_scale[(row + r) * nq + b]), scale), dots = V::to_float(dot[r][g]);
+        float* const stored = scores + r * kBlock + g * kLanes;
+        if constexpr (kHeld) {
+          acc[r][g] = V::fma(both, dots, b == 0 ? V::zero() : acc[r][g]);
+        } else {
+          V::store(stored, V::fma(both, dots, b == 0 ? V::zero() : V::load(stored)));
+        }
       }
     }
   }
+  if constexpr (kHeld) {
 #pragma GCC unroll 8
-  for (int r = 0; r < MR; ++r)
+    for (int r = 0; r < MR; ++r)
 #pragma GCC unroll 8
-    for (int g = 0; g < NG; ++g) V::store(scores + r * kBlock + g * kLanes, acc[r][g]);
+      for (int g = 0; g < NG; ++g) V::store(scores + r * kBlock + g * kLanes, acc[r][g]);
+  }
 }
 
 // Scores of NG groups of 16 positions from group g on.
 template <class E, int MR, int NG>
 static inline void score_groups(const AttendArgs& a, const Scratch& s, BlockView& block, int row, int g) noexcept {
-  float* scores = s.scores + g * kLanes;
+  float* scores = s.scores + row * kBlock + g * kLanes;
   const size_t at = a.layout->key_at(g * kLanes, 0);
   if constexpr (E::kSize == 1) {
     const auto* k_scales = reinterpret_cast<const uint16_t*>(block.head + a.layout->k_scales);
@@ -135,17 +147,14 @@ static inline void score_groups(const AttendArgs& a, const Scratch& s, BlockView
   }
 }
 
-// Scores of rows row .. row + MR - 1 for the positions `from` to `to` of the block, in whole groups.
+// Scores of rows row .. row + MR - 1 for the groups g to `end`.
 template <class E, int MR>
-static inline void score_rows(const AttendArgs& a, const Scratch& s, BlockView& block, int row, int from,
-                              int to) noexcept {
+static inline void score_rows(const AttendArgs& a, const Scratch& s, BlockView& block, int row, int g,
+                              int end) noexcept {
   constexpr int kMost = E::kSize == 1 ? V::quant_groups(MR) : V::dot_groups(MR);
-  int g = from / kLanes;
-  const int end = (to + kLanes - 1) / kLanes;
   for (; g + kMost <= end; g += kMost) score_groups<E, MR, kMost>(a, s, block, row, g);
   if constexpr (kMost > 2)
     for (; g + 2 <= end; g += 2) score_groups<E, MR, 2>(a, s, block, row, g);
   if constexpr (kMost > 1)
     for (; g < end; ++g) score_groups<E, MR, 1>(a, s, block, row, g);
-  if constexpr (MR <= 4) block.with_scores.fetch_rest();
 }

@@ -1,21 +1,27 @@
 // How the work of one layer is cut into tasks. A task is up to 64 rows of one sequence over all of its visible
-// positions: queries of all heads of a key/value head, or, where a block-sparse mask shows each head other blocks and
-// the queries are many, of one head, so that a block is read for many rows or for none; threads take tasks as they
-// become free. When there are fewer tasks than would keep the threads busy, each segment of 512 positions is a task of
-// its own and the partial results are merged afterwards, in the same order: how the work is cut never changes a bit.
+// positions: queries of all heads of a key/value head; with one new token, of several key/value heads, so that longer
+// stretches of memory are read in order; where a block-sparse mask shows each head other blocks and the queries are
+// many, of one head, so that a block is read for many rows or for none. Threads take tasks as they become free. When
+// there are fewer tasks than would keep the threads busy, each segment of 512 positions is a task of its own and the
+// partial results are merged afterwards, in the same order: how the work is cut never changes a bit.
 #include "attention/step.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "attention/scratch.h"
+#include "cpu/isa.h"
+#include "cpu/tuning.h"
+#include "support/prefetch.h"
 
 namespace phlite::attention {
 namespace {
 
 constexpr int kTasksPerThread = 4;                      // fewer than this, and segments become tasks
+constexpr int kRowsAhead = 8;                           // heads of qkv that are fetched ahead
 constexpr int kHeadAlone = 16;                          // new tokens from which on a sparse head has its own tasks
 constexpr size_t kMostPartialFloats = size_t{1} << 24;  // 64 MiB of partial results, beyond it segments stay together
 
@@ -69,7 +75,10 @@ class AttentionOperation::Step {
   }
 
  private:
-  int heads_per_task(int seq) const { return args_.sparse.block_size > 0 && batch_.n_new(seq) >= kHeadAlone ? 1 : G_; }
+  int heads_per_task(int seq) const {
+    if (batch_.n_new(seq) == 1) return G_ * kv_heads_together_;
+    return args_.sparse.block_size > 0 && batch_.n_new(seq) >= kHeadAlone ? 1 : G_;
+  }
   int n_tiles(int seq) const { return (batch_.n_new(seq) * heads_per_task(seq) + kTileRows - 1) / kTileRows; }
   int64_t count_tasks(int seq) const {
     return static_cast<int64_t>(n_tiles(seq)) * (args_.n_heads / heads_per_task(seq));
@@ -98,10 +107,17 @@ class AttentionOperation::Step {
 
   // Counts the tasks, and their segments where these become tasks of their own.
   void plan(int n_threads) {
+    // With one new token a task takes several key/value heads, whose shares of a block lie together.
+    const auto enough = [&](int together) {
+      return Hkv_ % together == 0 && G_ * together <= kTileRows &&
+             Hkv_ / together * batch_.n_seqs() >= kTasksPerThread * n_threads;
+    };
+    for (int together = 1; together <= Hkv_; ++together)
+      if (args_.sparse.block_size == 0 && enough(together)) kv_heads_together_ = together;
     task_starts_.assign(1, 0);
     for (int b = 0; b < batch_.n_seqs(); ++b) task_starts_.push_back(task_starts_.back() + count_tasks(b));
     n_tasks_ = task_starts_.back();
-    thread_floats_ = (Scratch(nullptr, D_).n_floats + 2 * partial_floats_ + 15) / 16 * 16;
+    thread_floats_ = (kernel_floats() + 2 * partial_floats_ + 15) / 16 * 16;
     if (n_tasks_ >= static_cast<int64_t>(kTasksPerThread) * n_threads || batch_.longest() <= kSegment) return;
     segment_starts_.assign(1, 0);
     for (int64_t i = 0; i < n_tasks_; ++i) segment_starts_.push_back(segment_starts_.back() + n_segments(task(i)));
@@ -109,33 +125,47 @@ class AttentionOperation::Step {
     split_ = n_partials > n_tasks_ && n_partials * partial_floats_ <= kMostPartialFloats;
   }
 
+  // Of a thread's scratch: what the kernels take, then the rotated queries of a task.
+  size_t kernel_floats() const { return Scratch(nullptr, D_).n_floats + static_cast<size_t>(kTileRows) * o_stride(D_); }
   Partial partial_at(float* at) const { return {at, at + kTileRows, at + 2 * kTileRows}; }
   Partial stored_partial(int64_t idx) const { return partial_at(partials_ + idx * partial_floats_); }
 
   // The head of a token in qkv: 0 .. Hq - 1 queries, then keys, then values.
-  float* head(int token, int idx) const { return args_.qkv + token * row_stride_ + static_cast<size_t>(idx) * D_; }
+  const float* head(int token, int idx) const {
+    return args_.qkv + token * row_stride_ + static_cast<size_t>(idx) * D_;
+  }
+
+  // The heads of one token lie together, those of one head far apart: the hardware does not see what comes next.
+  void prefetch_head(int token, int idx) const { prefetch_floats(head(token, idx)); }
+  void prefetch_floats(const float* at) const {
+    for (int d = 0; d < D_; d += kLanes) prefetch(at + d);
+  }
 
   // One head of up to 16 tokens after the other: their rows of qkv are read as so many streams, their keys lie side by
   // side in the cache.
   void rotate_and_write(int thread, int n_threads) const {
     const int T = batch_.n_tokens(), rot = batch_.rot();
-    // 2^x is cheaper than e^x: the queries carry log2(e).
-    const float q_scale = static_cast<float>(args_.softmax_scale * 1.4426950408889634);
     const int64_t n = static_cast<int64_t>(T) * Hkv_;
     int64_t unit = n * thread / n_threads;
     const int64_t end = n * (thread + 1) / n_threads;
-    int seq = 0;
-    for (; unit < end; ++unit) {
+    const auto place = [&](int64_t unit) {
       const int first = static_cast<int>(unit / (kLanes * Hkv_)) * kLanes, n_tokens = std::min(kLanes, T - first);
       const int left = static_cast<int>(unit - int64_t{first} * Hkv_);
-      const int kv_head = left / n_tokens, token = first + left % n_tokens;
+      return std::pair<int, int>(first + left % n_tokens, left / n_tokens);
+    };
+    int seq = 0;
+    for (; unit < end; ++unit) {
+      const auto [token, kv_head] = place(unit);
+      if (unit + kRowsAhead < end) {
+        const auto [later, its_head] = place(unit + kRowsAhead);
+        prefetch_head(later, args_.n_heads + its_head);
+        prefetch_head(later, args_.n_heads + Hkv_ + its_head);
+      }
       while (batch_.start(seq) > token) --seq;
       while (batch_.start(seq + 1) <= token) ++seq;
       const float* cos_sin = batch_.cos_sin(token);
-      float* k = head(token, args_.n_heads + kv_head);
-      kernels_.rope(k, cos_sin, D_, rot, args_.rope_interleaved, 1.0f);
-      for (int g = 0; g < G_; ++g)
-        kernels_.rope(head(token, kv_head * G_ + g), cos_sin, D_, rot, args_.rope_interleaved, q_scale);
+      float k[kMaxHeadDim];
+      kernels_.rope(head(token, args_.n_heads + kv_head), cos_sin, D_, rot, args_.rope_interleaved, 1.0f, k);
       const int32_t position = batch_.first_position(seq) + token - batch_.start(seq);
       const size_t block = static_cast<size_t>(batch_.block_table(seq)[position / kBlock]);
       kernels_.write(cache_.layout(), cache_.head(layer_, kv_head) + block * cache_.block_stride(), position % kBlock,
@@ -157,8 +187,17 @@ class AttentionOperation::Step {
     int32_t lo[kTileRows], hi[kTileRows], local[kTileRows], stripe[kTileRows];
     const int start = batch_.start(t.seq), first_pos = batch_.first_position(t.seq);
     const BlockSparse& sparse = args_.sparse;
+    // 2^x is cheaper than e^x: the queries carry log2(e).
+    const float q_scale = static_cast<float>(args_.softmax_scale * 1.4426950408889634);
+    float* const queries = scratch + Scratch(nullptr, D_).n_floats;
+    for (int r = 0; r < std::min(kRowsAhead, t.n_rows); ++r) prefetch_head(start + t.token(r), t.head(r));
     for (int r = 0; r < t.n_rows; ++r) {
-      q[r] = head(start + t.token(r), t.head(r));
+      if (r + kRowsAhead < t.n_rows) prefetch_head(start + t.token(r + kRowsAhead), t.head(r + kRowsAhead));
+      const int token = start + t.token(r);
+      float* const rotated = queries + r * o_stride(D_);
+      kernels_.rope(head(token, t.head(r)), batch_.cos_sin(token), D_, batch_.rot(), args_.rope_interleaved, q_scale,
+                    rotated);
+      q[r] = rotated;
       hi[r] = first_pos + t.token(r) + 1;
       lo[r] = args_.sliding_window > 0 ? std::max(0, hi[r] - args_.sliding_window) : 0;
       if (sparse.block_size == 0) continue;
@@ -170,12 +209,14 @@ class AttentionOperation::Step {
     if (sparse.block_size > 0) a.sparse = {sparse.block_size, sparse.vert_stride, local, stripe};
     a.layout = &cache_.layout();
     a.head_base = cache_.head(layer_, t.first_head / G_);
+    a.n_kv_heads = std::max(1, t.n_heads / G_);
     a.block_stride = cache_.block_stride();
     a.block_table = batch_.block_table(t.seq);
     a.n_rows = t.n_rows;
     a.q = q;
     a.lo = lo;
     a.hi = hi;
+    a.fetch_near = tuning().fetch_near;
     a.scratch = scratch;
     for (int s = first; s < first + n; ++s) {
       a.first = std::max(s * kSegment, lo[0] / kBlock * kBlock);
@@ -190,8 +231,12 @@ class AttentionOperation::Step {
 
   void finish(const Task& t, const Partial& total) const {
     const int start = batch_.start(t.seq), stride = o_stride(D_);
+    const auto row = [&](int r) {
+      return args_.out + (static_cast<size_t>(start + t.token(r)) * args_.n_heads + t.head(r)) * D_;
+    };
     for (int r = 0; r < t.n_rows; ++r) {
-      float* out = args_.out + (static_cast<size_t>(start + t.token(r)) * args_.n_heads + t.head(r)) * D_;
+      if (r + kRowsAhead < t.n_rows) prefetch_floats(row(r + kRowsAhead));
+      float* out = row(r);
       const float inverse = 1.0f / total.l[r];
       const float* o = total.o + static_cast<size_t>(r) * stride;
       for (int d = 0; d < D_; ++d) out[d] = o[d] * inverse;
@@ -202,7 +247,7 @@ class AttentionOperation::Step {
 
   void attend_whole(ThreadPool& pool, int thread) const {
     float* scratch = scratch_of(thread);
-    float* after = scratch + Scratch(nullptr, D_).n_floats;
+    float* after = scratch + kernel_floats();
     const Partial total = partial_at(after), spare = partial_at(after + partial_floats_);
     for (int64_t i; (i = pool.take_chunk(1)) < n_tasks_;) {
       const Task t = task(i);
@@ -239,6 +284,7 @@ class AttentionOperation::Step {
   const size_t row_stride_, partial_floats_;
   size_t thread_floats_ = 0;
   int64_t n_tasks_ = 0;
+  int kv_heads_together_ = 1;  // of a task of one new token
   bool split_ = false;
   std::vector<int64_t> task_starts_;     // of each sequence, and the end
   std::vector<int64_t> segment_starts_;  // of each task where segments may be tasks, and the end

@@ -19,9 +19,9 @@ struct BlockSparse {
 };
 
 struct StepArgs {
-  float* qkv;   // float[T][(Hq + 2 Hkv) * D]: query, key, value heads; overwritten
-  float* out;   // float[T][Hq * D]
-  int n_heads;  // Hq
+  const float* qkv;  // float[T][(Hq + 2 Hkv) * D]: query, key, value heads
+  float* out;        // float[T][Hq * D]
+  int n_heads;       // Hq
   float softmax_scale;
   int sliding_window;  // key j is visible to query i when i - window < j <= i; 0: when j <= i
   bool rope_interleaved;

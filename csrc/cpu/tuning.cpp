@@ -7,7 +7,8 @@
 namespace phlite {
 namespace {
 
-constexpr Tuning kZen4 = {"zen4", false, false}, kZen5 = {"zen5", true, true}, kOther = {"other", true, false};
+constexpr Tuning kZen4 = {"zen4", false, false, false, false}, kZen5 = {"zen5", true, true, true, true},
+                 kOther = {"other", true, false, false, false};
 
 const Tuning*& current() {
   static const Tuning* tuning = amd_family() == 0 ? &kOther : amd_family() < 0x1A ? &kZen4 : &kZen5;

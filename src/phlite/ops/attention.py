@@ -123,7 +123,7 @@ def attention(
 ) -> F32:
     """Rotate q and k, write k and v to the cache, return softmax(q kᵀ · softmax_scale + mask) v.
 
-    qkv:              float32[T, (Hq + 2 Hkv) * D], C-contiguous: query, key, value heads; overwritten
+    qkv:              float32[T, (Hq + 2 Hkv) * D], C-contiguous: query, key, value heads
     n_heads:          Hq, a multiple of the cache's Hkv; query head j reads key/value head j // (Hq / Hkv)
     sliding_window:   key j is visible to query i when i - sliding_window < j <= i; 0: when j <= i
     rope_interleaved: rotate neighbours (2i, 2i + 1), not halves (i, i + rotary_dim / 2)
