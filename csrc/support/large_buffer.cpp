@@ -9,7 +9,6 @@
 #include <cstring>
 #else
 #include <sys/mman.h>
-#include <unistd.h>
 #endif
 
 namespace phlite {
@@ -63,18 +62,6 @@ LargeBuffer::~LargeBuffer() {
   _aligned_free(base_);
 #else
   munmap(base_, mapped_);
-#endif
-}
-
-void release_mapped_pages(const void* data, size_t n_bytes) noexcept {
-#if !defined(_WIN32)
-  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
-  const auto end = (reinterpret_cast<uintptr_t>(data) + n_bytes) / page * page;
-  if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-#else
-  (void)data;
-  (void)n_bytes;
 #endif
 }
 

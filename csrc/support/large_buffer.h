@@ -27,7 +27,4 @@ class LargeBuffer {
   size_t mapped_ = 0;
 };
 
-// Tells the system that these bytes of a mapped file are not needed for now; only whole pages inside are affected.
-void release_mapped_pages(const void* data, size_t n_bytes) noexcept;
-
 }  // namespace phlite
