@@ -174,7 +174,7 @@ PackedMatrix::PackedMatrix(const std::vector<MatrixPart>& parts, int64_t n_cols,
     data_ = stored.data;
     return;
   }
-  storage_ = LargeBuffer(static_cast<size_t>(offset));
+  storage_ = AdjacentBuffer(static_cast<size_t>(offset));
   data_ = storage_.data();
   SourceFiles reader(files);
   Packing packing(sources, tiles_, n_cols_, activation_ == Activation::swiglu ? 2 : 1, reader, storage_.data(),

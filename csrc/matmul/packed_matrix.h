@@ -75,7 +75,7 @@ class PackedMatrix {
   float gegelu_limit_ = 0;
   bool needs_[3] = {false, false, false};
   std::vector<Tile> tiles_;
-  LargeBuffer storage_;  // empty where stored tiles are used
+  AdjacentBuffer storage_;  // empty where stored tiles are used
   const uint8_t* data_ = nullptr;
   int64_t n_bytes_ = 0;
 };
