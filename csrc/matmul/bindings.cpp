@@ -117,7 +117,8 @@ void bind_matmul(nb::module_& m) {
       .def(
           "__init__",
           [](PackedMatrix* self, const std::vector<std::tuple<Bytes, int, int64_t>>& parts, int64_t n_cols,
-             const std::string& activation, std::optional<float> gegelu_limit, bool release_source,
+             const std::string& activation, std::optional<float> gegelu_limit,
+             const std::vector<std::tuple<uintptr_t, int64_t, int, std::string>>& files,
              const std::optional<Bytes>& stored, ThreadPool& pool) {
             const Activation kind = activation_of(activation, gegelu_limit);
             const float limit = gegelu_limit.value_or(std::numeric_limits<float>::infinity());
@@ -126,11 +127,19 @@ void bind_matmul(nb::module_& m) {
               list.push_back({data.data(), static_cast<int64_t>(data.size()), type, n_rows});
             PackedMatrix::StoredTiles tiles;
             if (stored) tiles = {stored->data(), static_cast<int64_t>(stored->size())};
-            nb::gil_scoped_release release;
-            new (self) PackedMatrix(list, n_cols, kind, limit, release_source, tiles, pool);
+            std::vector<SourceFile> opened;
+            for (const auto& [address, n_bytes, descriptor, name] : files)
+              opened.push_back({reinterpret_cast<const uint8_t*>(address), n_bytes, descriptor, name});
+            try {
+              nb::gil_scoped_release release;
+              new (self) PackedMatrix(list, n_cols, kind, limit, opened, tiles, pool);
+            } catch (const SourceError& error) {
+              PyErr_SetString(PyExc_OSError, error.what());
+              throw nb::python_error();
+            }
           },
-          "parts"_a, "n_cols"_a, "activation"_a, "gegelu_limit"_a.none(), "release_source"_a, "stored"_a.none(),
-          "pool"_a, nb::keep_alive<1, 7>())
+          "parts"_a, "n_cols"_a, "activation"_a, "gegelu_limit"_a.none(), "files"_a, "stored"_a.none(), "pool"_a,
+          nb::keep_alive<1, 7>())
       .def_prop_ro(
           "tiles",
           [](const PackedMatrix& self) {

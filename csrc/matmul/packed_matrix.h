@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "matmul/packed_format.h"
+#include "matmul/source.h"
 #include "support/large_buffer.h"
 #include "support/thread_pool.h"
 
@@ -28,16 +29,16 @@ enum class Activation {
 class PackedMatrix {
  public:
   // Packs the stacked rows of `parts`, in parallel over tiles. Of a gated matrix, tiles of gate rows and of up rows
-  // alternate, in whatever order the rows come. `gegelu_limit` clamps gegelu's inputs; infinity: not at all. With
-  // `release_source` the pages of a mapped file are dropped from memory as soon as they have been packed. `stored`
-  // tiles, which an earlier matrix of the same parts packed, are used where they lie; the parts' data is not read then.
-  // Throws std::invalid_argument on bad shapes.
+  // alternate, in whatever order the rows come. `gegelu_limit` clamps gegelu's inputs; infinity: not at all. Parts that
+  // are mapped bytes of one of `files` are read through its descriptor. `stored` tiles, which an earlier matrix of the
+  // same parts packed, are used where they lie; the parts' data is not read then.
+  // Throws std::invalid_argument on bad shapes, SourceError where a file cannot be read.
   struct StoredTiles {
     const uint8_t* data = nullptr;  // aligned to 64 bytes; outlives the matrix
     int64_t n_bytes = 0;
   };
   PackedMatrix(const std::vector<MatrixPart>& parts, int64_t n_cols, Activation activation, float gegelu_limit,
-               bool release_source, StoredTiles stored, ThreadPool& pool);
+               const std::vector<SourceFile>& files, StoredTiles stored, ThreadPool& pool);
 
   int64_t n_rows() const { return n_rows_; }
   int64_t n_cols() const { return n_cols_; }
@@ -74,7 +75,7 @@ class PackedMatrix {
   float gegelu_limit_ = 0;
   bool needs_[3] = {false, false, false};
   std::vector<Tile> tiles_;
-  LargeBuffer storage_;  // empty where stored tiles are used
+  AdjacentBuffer storage_;  // empty where stored tiles are used
   const uint8_t* data_ = nullptr;
   int64_t n_bytes_ = 0;
 };

@@ -1,5 +1,7 @@
 #include "support/large_buffer.h"
 
+#include <algorithm>
+#include <mutex>
 #include <new>
 #include <utility>
 
@@ -9,13 +11,17 @@
 #include <cstring>
 #else
 #include <sys/mman.h>
-#include <unistd.h>
 #endif
 
 namespace phlite {
 namespace {
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kCacheLine = 64;
+#if defined(_WIN32)
+constexpr size_t kRegion = 0;  // memory is taken there as it is reserved
+#else
+constexpr size_t kRegion = size_t{256} << 20;  // of addresses: pages come when they are touched
+#endif
 }  // namespace
 
 LargeBuffer::LargeBuffer(size_t n_bytes) : n_bytes_(n_bytes) {
@@ -66,15 +72,41 @@ LargeBuffer::~LargeBuffer() {
 #endif
 }
 
-void release_mapped_pages(const void* data, size_t n_bytes) noexcept {
+struct AdjacentBuffer::Region {
+  explicit Region(size_t n_bytes) : memory(n_bytes) {}
+  LargeBuffer memory;
+  size_t used = 0;
+};
+
+AdjacentBuffer::AdjacentBuffer(size_t n_bytes) : n_bytes_(n_bytes) {
+  static std::mutex mutex;
+  static std::weak_ptr<Region> last;  // gone with its last buffer
+  const size_t room = (n_bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
+  std::lock_guard<std::mutex> lock(mutex);
+  region_ = last.lock();
+  if (!region_ || region_->memory.size() - region_->used < room)
+    last = region_ = std::make_shared<Region>(std::max(room, kRegion));
+  data_ = region_->memory.data() + region_->used;
+  region_->used += room;
+}
+
+AdjacentBuffer::AdjacentBuffer(AdjacentBuffer&& o) noexcept
+    : region_(std::move(o.region_)), data_(std::exchange(o.data_, nullptr)), n_bytes_(std::exchange(o.n_bytes_, 0)) {}
+
+AdjacentBuffer& AdjacentBuffer::operator=(AdjacentBuffer&& o) noexcept {
+  std::swap(region_, o.region_);
+  std::swap(data_, o.data_);
+  std::swap(n_bytes_, o.n_bytes_);
+  return *this;
+}
+
+AdjacentBuffer::~AdjacentBuffer() {
 #if !defined(_WIN32)
-  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<uintptr_t>(data) + page - 1) / page * page;
-  const auto end = (reinterpret_cast<uintptr_t>(data) + n_bytes) / page * page;
+  if (!region_ || region_.use_count() == 1) return;
+  const auto address = reinterpret_cast<uintptr_t>(data_);
+  const auto begin = (address + kHugePage - 1) / kHugePage * kHugePage;
+  const auto end = (address + n_bytes_) / kHugePage * kHugePage;
   if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
-#else
-  (void)data;
-  (void)n_bytes;
 #endif
 }
 

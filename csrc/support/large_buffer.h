@@ -3,6 +3,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 namespace phlite {
 
@@ -27,7 +28,27 @@ class LargeBuffer {
   size_t mapped_ = 0;
 };
 
-// Tells the system that these bytes of a mapped file are not needed for now; only whole pages inside are affected.
-void release_mapped_pages(const void* data, size_t n_bytes) noexcept;
+// Memory that begins where that of the last one ended, as long as the two can lie in one region: what is filled one
+// after the other shares huge pages, and no end of a buffer is left to small ones. The 129 matrices of Phi-3-mini had
+// 34,500 small pages at their ends, a seventh of the time of packing them.
+class AdjacentBuffer {
+ public:
+  AdjacentBuffer() = default;
+  explicit AdjacentBuffer(size_t n_bytes);  // aligned to 64 bytes; throws std::bad_alloc
+  AdjacentBuffer(AdjacentBuffer&& o) noexcept;
+  AdjacentBuffer& operator=(AdjacentBuffer&& o) noexcept;
+  ~AdjacentBuffer();  // gives back the huge pages that are its own; the rest goes when its neighbours go
+  AdjacentBuffer(const AdjacentBuffer&) = delete;
+  AdjacentBuffer& operator=(const AdjacentBuffer&) = delete;
+
+  uint8_t* data() { return data_; }
+  const uint8_t* data() const { return data_; }
+
+ private:
+  struct Region;
+  std::shared_ptr<Region> region_;
+  uint8_t* data_ = nullptr;
+  size_t n_bytes_ = 0;
+};
 
 }  // namespace phlite

@@ -59,11 +59,11 @@ def load_gguf_file(path: Path, *, pool: ops.ThreadPool, quant: str | None = None
             f"quant {quant!r}: {path} is a GGUF file, whose weights are used as they are; `phlite quantize` makes a "
             "smaller one"
         )
-    file = load_gguf(path)
-    check_holds_model(file.metadata)
-    default_params = recommended_params(file.metadata)
-    tokenizer = build_tokenizer(file.metadata, source=str(path))
-    model = build_from_copy(file, pool=pool)
+    with load_gguf(path) as file:
+        check_holds_model(file.metadata)
+        default_params = recommended_params(file.metadata)
+        tokenizer = build_tokenizer(file.metadata, source=str(path))
+        model = build_from_copy(file, pool=pool)
     _check_vocabulary(model, tokenizer, path)
     return LoadedModel(file.metadata.get_str("general.name", ""), model, tokenizer, default_params)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from phlite.checkpoint.json_file import load_json
 from phlite.checkpoint.safetensors import Entry, map_safetensors
 from phlite.errors import ModelFileError, UnsupportedModelError
 from phlite.gguf import Tensor, quoted
-from phlite.gguf.mapped import release_pages
+from phlite.gguf.mapped import MappedFile, release_pages
 
 MAX_CONFIG_BYTES: Final = 1 << 20
 MAX_INDEX_BYTES: Final = 1 << 24
@@ -42,7 +41,6 @@ class Checkpoint:
     generation_config: the object in generation_config.json, {} where there is none
     tensors:           by their Hugging Face names, in the order of the files; types F32, F16 and BF16
     paths:             the safetensors files
-    mapped:            whether the tensors are views of mapped files, whose pages may leave memory once they are used
 
     The files stay mapped while the object is open or a tensor's data is referenced. They must not be changed
     meanwhile: the operating system kills a program that reads behind the end of a file that was cut after mapping.
@@ -55,16 +53,19 @@ class Checkpoint:
         config: Mapping[str, object],
         generation_config: Mapping[str, object],
         tensors: Mapping[str, Tensor],
-        maps: Mapping[Path, mmap.mmap],
-        mapped: bool = True,
+        maps: Mapping[Path, MappedFile],
     ) -> None:
         self.folder = folder
         self.config = config
         self.generation_config = generation_config
         self.tensors = tensors
         self.paths = tuple(maps)
-        self.mapped = mapped
         self._maps = dict(maps)
+
+    @property
+    def maps(self) -> tuple[MappedFile, ...]:
+        """The open safetensors files; tensors' data are views of them, or lie in memory."""
+        return tuple(self._maps.values())
 
     @property
     def source(self) -> str:
@@ -118,14 +119,13 @@ class Checkpoint:
             release_pages(mapped, tensor.offset_bytes, tensor.data.nbytes)
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Checkpoint:
-        """Return the same checkpoint with other tensors, which lie in memory."""
+        """Return the same checkpoint with other tensors."""
         return Checkpoint(
             self.folder,
             config=self.config,
             generation_config=self.generation_config,
             tensors=tensors,
             maps=self._maps,
-            mapped=False,
         )
 
     def close(self) -> None:
@@ -167,7 +167,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     # As transformers does, a whole file goes before an index.
     weight_map = None if (folder / _SINGLE).exists() else _weight_map(folder)
     names = [_SINGLE] if weight_map is None else list(dict.fromkeys(weight_map.values()))
-    maps: dict[Path, mmap.mmap] = {}
+    maps: dict[Path, MappedFile] = {}
     found: dict[Path, list[Entry]] = {}
     with ExitStack() as opened:
         for path_of_part in (folder / name for name in names):

@@ -8,7 +8,6 @@ Source: huggingface/safetensors README.md, "Format".
 
 from __future__ import annotations
 
-import mmap
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 from phlite.checkpoint.json_file import parse_json
 from phlite.errors import ModelFileError, UnsupportedModelError
 from phlite.gguf import GGMLType, Tensor, quoted
-from phlite.gguf.mapped import map_file
+from phlite.gguf.mapped import MappedFile, map_file
 
 # Far above any real file, low enough that a hostile header costs less than a second.
 MAX_HEADER_BYTES: Final = 1 << 24
@@ -48,13 +47,13 @@ class Entry:
     offset_bytes: int
     n_bytes: int
 
-    def view(self, mapped: mmap.mmap, path: Path) -> Tensor:
+    def view(self, mapped: MappedFile, path: Path) -> Tensor:
         """Return the tensor as a view of the mapped file."""
         data = np.frombuffer(mapped, np.uint8, self.n_bytes, self.offset_bytes)
         return Tensor(self.name, self.shape, self.type, data, path, self.offset_bytes)
 
 
-def map_safetensors(path: Path, opened: ExitStack) -> tuple[mmap.mmap, list[Entry]]:
+def map_safetensors(path: Path, opened: ExitStack) -> tuple[MappedFile, list[Entry]]:
     """Map a file; return the map, which `opened` closes, and its tensors in the order of the data.
 
     raises: ModelFileError where the file is missing, truncated or inconsistent;

@@ -1,6 +1,7 @@
 """GGUF model files: a bounded, zero-copy reader, a streaming writer and the container's types. Knows no model."""
 
 from phlite.gguf.cursor import quoted
+from phlite.gguf.mapped import MappedFile, read_mapped
 from phlite.gguf.metadata import Metadata, MetadataValue
 from phlite.gguf.reader import GGUFFile, Tensor, load_gguf
 from phlite.gguf.types import BLOCK_SIZES, FileType, GGMLType, ValueType, file_type_name, tensor_bytes
@@ -12,6 +13,7 @@ __all__ = [
     "GGMLType",
     "GGUFFile",
     "GGUFWriter",
+    "MappedFile",
     "Metadata",
     "MetadataValue",
     "Tensor",
@@ -19,5 +21,6 @@ __all__ = [
     "file_type_name",
     "load_gguf",
     "quoted",
+    "read_mapped",
     "tensor_bytes",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import re
 from contextlib import ExitStack, suppress
@@ -17,7 +16,7 @@ import numpy.typing as npt
 
 from phlite.errors import ModelFileError
 from phlite.gguf.header import Header, parse_header
-from phlite.gguf.mapped import map_file, release_pages
+from phlite.gguf.mapped import MappedFile, map_file, release_pages
 from phlite.gguf.metadata import Metadata
 from phlite.gguf.types import GGMLType
 
@@ -58,12 +57,17 @@ class GGUFFile:
     """
 
     def __init__(
-        self, paths: tuple[Path, ...], metadata: Metadata, tensors: dict[str, Tensor], maps: dict[Path, mmap.mmap]
+        self, paths: tuple[Path, ...], metadata: Metadata, tensors: dict[str, Tensor], maps: dict[Path, MappedFile]
     ) -> None:
         self.paths = paths
         self.metadata = metadata
         self.tensors = tensors
         self._maps = maps
+
+    @property
+    def maps(self) -> tuple[MappedFile, ...]:
+        """The open files whose bytes the tensors' data are."""
+        return tuple(self._maps.values())
 
     @property
     def n_bytes(self) -> int:
@@ -120,7 +124,7 @@ def load_gguf(path: str | os.PathLike[str]) -> GGUFFile:
     return GGUFFile(paths, metadata, _view_tensors(parts), maps)
 
 
-def _open_part(path: Path, opened: ExitStack) -> tuple[mmap.mmap, Header]:
+def _open_part(path: Path, opened: ExitStack) -> tuple[MappedFile, Header]:
     mapped = map_file(path, opened, what="a GGUF file", min_bytes=_FIXED_HEADER_BYTES)
     return mapped, parse_header(mapped, str(path))
 
@@ -154,7 +158,7 @@ def _check_part(path: Path, part: Header, number: int, count: int) -> None:
         )
 
 
-def _check_names(parts: list[tuple[Path, mmap.mmap, Header]]) -> None:
+def _check_names(parts: list[tuple[Path, MappedFile, Header]]) -> None:
     """Refuse parts that hold a tensor twice or, together, not as many as the first one says."""
     first_path, _, first = parts[0]
     found: dict[str, Path] = {}
@@ -173,7 +177,7 @@ def _check_names(parts: list[tuple[Path, mmap.mmap, Header]]) -> None:
         )
 
 
-def _view_tensors(parts: list[tuple[Path, mmap.mmap, Header]]) -> dict[str, Tensor]:
+def _view_tensors(parts: list[tuple[Path, MappedFile, Header]]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for path, mapped, header in parts:
         for entry in header.tensors:

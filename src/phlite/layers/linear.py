@@ -102,7 +102,7 @@ def build_linear(
             activation=activation,
             gegelu_limit=gegelu_limit,
             pool=pool,
-            release_source=weights.mapped,
+            files=weights.files,
             stored=stored,
         )
 

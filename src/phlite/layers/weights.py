@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from phlite import ops
 from phlite.errors import ModelFileError, UnsupportedModelError
-from phlite.gguf import Tensor
+from phlite.gguf import MappedFile, Tensor, read_mapped
 from phlite.layers.watch import InputWatch
 from phlite.tiles import TileSource
 
@@ -24,7 +24,7 @@ class Weights:
     source:  the file's name, for messages
     names:   Hugging Face name -> name in the file, `*` standing for the numbers of layer and expert, in this order;
              None where both are the same
-    mapped:  the tensors are views of a mapped file, whose pages may leave memory once they are packed
+    files:   the open files that tensors may be views of: what is wanted once is read from them
     tiles:   where packed matrices are looked for and kept; None: they are packed into memory
     """
 
@@ -34,11 +34,11 @@ class Weights:
         *,
         source: str,
         names: Mapping[str, str] | None = None,
-        mapped: bool = False,
+        files: Sequence[MappedFile] = (),
         tiles: TileSource | None = None,
     ) -> None:
         self.source = source
-        self.mapped = mapped
+        self.files = files
         self.tiles = tiles
         self.watch = InputWatch()
         self._tensors = tensors
@@ -63,12 +63,12 @@ class Weights:
     def vector(self, name: str, size: int) -> NDArray[np.float32]:
         """Return the tensor [size] as float32, whatever it is stored as.
 
-        raises: ModelFileError if it is missing, has another shape or holds a value that is not finite
+        raises: ModelFileError if it is missing, has another shape, cannot be read or holds a value that is not finite
         """
         tensor = self._take(name)
         if tensor.shape != (size,):
             raise self._wrong_shape(tensor, f"[{size}]")
-        values = ops.dequantize(tensor.data, tensor.type, tensor.shape)
+        values = ops.dequantize(read_mapped(self.files, tensor.data), tensor.type, tensor.shape)
         if not np.isfinite(values).all():
             raise ModelFileError(
                 f"{self.source}: tensor {tensor.name!r} holds NaN or infinite values; the file is damaged"

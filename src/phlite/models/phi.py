@@ -160,7 +160,7 @@ class PhiForCausalLM(RotaryDecoder):
         raises: ModelFileError where the file is incomplete or contradicts itself; UnsupportedModelError where it has
                 keys or tensors that this architecture does not
         """
-        weights = Weights(file.tensors, source=file.metadata.source, names=GGUF_NAMES, mapped=True, tiles=tiles)
+        weights = Weights(file.tensors, source=file.metadata.source, names=GGUF_NAMES, files=file.maps, tiles=tiles)
         model = cls(PhiConfig.from_gguf(file.metadata, weights), weights, pool)
         weights.check_all_used()
         return model
@@ -171,7 +171,7 @@ class PhiForCausalLM(RotaryDecoder):
 
         raises: as from_gguf
         """
-        weights = Weights(checkpoint.tensors, source=checkpoint.source, mapped=checkpoint.mapped)
+        weights = Weights(checkpoint.tensors, source=checkpoint.source, files=checkpoint.maps)
         config = PhiConfig.from_hf_config(checkpoint.config, source=checkpoint.config_source)
         model = cls(config, weights, pool)
         weights.check_all_used()

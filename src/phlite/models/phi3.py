@@ -169,7 +169,7 @@ class Phi3ForCausalLM(RotaryDecoder):
                 keys or tensors that this architecture does not
         """
         source = file.metadata.source
-        weights = Weights(file.tensors, source=source, names=GGUF_NAMES, mapped=True, tiles=tiles)
+        weights = Weights(file.tensors, source=source, names=GGUF_NAMES, files=file.maps, tiles=tiles)
         config = Phi3Config.from_gguf(file.metadata, weights)
         model = cls(config, weights, pool)
         weights.check_all_used()
@@ -182,7 +182,7 @@ class Phi3ForCausalLM(RotaryDecoder):
         raises: ModelFileError where the checkpoint is incomplete or contradicts itself; UnsupportedModelError where it
                 has config keys or tensors that this architecture does not
         """
-        weights = Weights(checkpoint.tensors, source=checkpoint.source, mapped=checkpoint.mapped)
+        weights = Weights(checkpoint.tensors, source=checkpoint.source, files=checkpoint.maps)
         config = Phi3Config.from_hf_config(checkpoint.config, source=checkpoint.config_source)
         if config.tie_word_embeddings:
             weights.take_copy("lm_head.weight", of="model.embed_tokens.weight")

@@ -188,7 +188,7 @@ class Phi3SmallForCausalLM(RotaryDecoder):
         raises: ModelFileError where the file is incomplete or contradicts itself; UnsupportedModelError where it has
                 keys or tensors that this architecture does not
         """
-        weights = Weights(file.tensors, source=file.metadata.source, names=GGUF_NAMES, mapped=True, tiles=tiles)
+        weights = Weights(file.tensors, source=file.metadata.source, names=GGUF_NAMES, files=file.maps, tiles=tiles)
         model = cls(Phi3SmallConfig.from_gguf(file.metadata, weights), weights, pool)
         weights.check_all_used()
         return model
@@ -200,7 +200,7 @@ class Phi3SmallForCausalLM(RotaryDecoder):
         raises: ModelFileError where the checkpoint is incomplete or contradicts itself; UnsupportedModelError where it
                 has config keys or tensors that this architecture does not
         """
-        weights = Weights(checkpoint.tensors, source=checkpoint.source, mapped=checkpoint.mapped)
+        weights = Weights(checkpoint.tensors, source=checkpoint.source, files=checkpoint.maps)
         weights.leave_out(filter(is_idle_tensor, checkpoint.tensors))
         config = Phi3SmallConfig.from_hf_config(checkpoint.config, source=checkpoint.config_source)
         model = cls(config, weights, pool)
@@ -249,5 +249,5 @@ def _build_qkv(weights: Weights, name: str, config: Phi3SmallConfig, pool: ops.T
     # Heads in their new order, each head's rows as they are.
     data, heads = tensor.data.reshape(n_rows, -1), order[::head_dim].tolist()
     parts = [(data[row : row + head_dim].reshape(-1), tensor.type, head_dim) for row in heads]
-    packed = ops.pack_matrix(parts, n_cols, pool=pool, release_source=weights.mapped)
+    packed = ops.pack_matrix(parts, n_cols, pool=pool, files=weights.files)
     return Linear(packed, pool, bias[order], name, (tensor.name,), weights.watch)

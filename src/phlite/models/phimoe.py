@@ -181,7 +181,7 @@ class PhimoeForCausalLM(RotaryDecoder):
         """
         source = file.metadata.source
         weights = Weights(
-            split_stacks(file.tensors, source=source), source=source, names=GGUF_NAMES, mapped=True, tiles=tiles
+            split_stacks(file.tensors, source=source), source=source, names=GGUF_NAMES, files=file.maps, tiles=tiles
         )
         config = PhimoeConfig.from_gguf(file.metadata, weights)
         model = cls(config, weights, pool)
@@ -197,7 +197,7 @@ class PhimoeForCausalLM(RotaryDecoder):
         """
         config = PhimoeConfig.from_hf_config(checkpoint.config, source=checkpoint.config_source)
         tensors = split_stacks(checkpoint.tensors, source=checkpoint.source)
-        weights = Weights(tensors, source=checkpoint.source, mapped=checkpoint.mapped)
+        weights = Weights(tensors, source=checkpoint.source, files=checkpoint.maps)
         model = cls(config, weights, pool)
         weights.check_all_used()
         return model

@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from phlite import _native
 from phlite._native import PACKED_LAYOUT, PackedMatrix, ThreadPool
-from phlite.errors import ShapeError
+from phlite.errors import ModelFileError, ShapeError
+from phlite.gguf import MappedFile
 from phlite.ops.deferred import empty
 
 __all__ = ["PACKED_LAYOUT", "Activation", "MatrixPart", "PackedMatrix", "ThreadPool", "linear", "norm", "pack_matrix"]
@@ -38,7 +39,7 @@ def pack_matrix(
     pool: ThreadPool,
     activation: Activation = "none",
     gegelu_limit: float | None = None,
-    release_source: bool = False,
+    files: Sequence[MappedFile] = (),
     stored: U8 | None = None,
 ) -> PackedMatrix:
     """Repack the stacked rows of `parts` into tiles of sixteen rows for the kernels.
@@ -47,11 +48,13 @@ def pack_matrix(
     activation:     what `linear` makes of the product; the rows stay in the order of the file, [gate; up] for swiglu
                     and gate 0, up 0, gate 1, ... for gegelu
     gegelu_limit:   clamps gegelu's inputs, above 0; None: no limit
-    release_source: the parts are views of a mapped file whose pages may leave memory once packed
+    files:          open files that parts may be views of: their bytes are read, by all threads, instead of the mapped
+                    pages, which are never touched
     stored:         `tiles` of a matrix packed from the same parts earlier, under the same PACKED_LAYOUT; used where
                     they lie, and the parts' data is not read
     returns:        a matrix of sum(rows) x n_cols that takes as many bytes as its parts
-    raises:         ShapeError when rows, columns and bytes do not fit together, a format or an activation is unknown
+    raises:         ShapeError when rows, columns and bytes do not fit together, a format or an activation is unknown;
+                    ModelFileError where a file cannot be read or was cut meanwhile
     """
     try:
         return _native.PackedMatrix(
@@ -59,12 +62,14 @@ def pack_matrix(
             n_cols,
             activation,
             gegelu_limit,
-            release_source,
+            [(file.address, len(file), file.descriptor, str(file.path)) for file in files],
             stored,
             pool,
         )
     except ValueError as error:
         raise ShapeError(f"pack_matrix: {error}") from None
+    except OSError as error:
+        raise ModelFileError(str(error)) from None
 
 
 def linear(
