@@ -30,7 +30,7 @@ namespace {
 struct VAvx2 : V256 {
   static constexpr int kFewRows = 0, kMaxRows = 4, kSignedOffset = 0;
   static constexpr bool kSums32 = false;  // `dot` adds into 16 bits
-  static constexpr bool kPairs = false;
+  static constexpr bool kPairs = false, kWholeSlices = false;
   // With four rows a group unpacking counts: 140 against 132 G products per second for Q4_K, 108 against 88 for Q6_K.
   static constexpr bool unpack(int) { return true; }
 

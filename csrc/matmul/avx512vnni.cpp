@@ -158,6 +158,24 @@ struct V512 {
   static INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
   static INLINE F fnma(F a, F b, F c) { return _mm512_fnmadd_ps(a, b, c); }
   static INLINE int32_t max_lane(I v) { return _mm512_reduce_max_epi32(v); }
+  // 256 columns: the codes stay in registers until they are summed, since a load of what several narrower stores have
+  // just written waits for them.
+  static constexpr bool kWholeSlices = true;
+  static INLINE void round_slice(const float* x, const float* inverse, int8_t* q, int32_t* sums, int32_t* sizes) {
+    const I order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), ones = _mm512_set1_epi8(1);
+    I fours[4], four_sizes[4];
+    UNROLL for (int i = 0; i < 4; ++i, x += 64) {
+      const F first = set1_f(inverse[2 * i]), second = set1_f(inverse[2 * i + 1]);
+      const I a = _mm512_packs_epi32(round(mul_f(load_f(x), first)), round(mul_f(load_f(x + 16), first)));
+      const I b = _mm512_packs_epi32(round(mul_f(load_f(x + 32), second)), round(mul_f(load_f(x + 48), second)));
+      const I codes = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a, b));
+      _mm512_storeu_si512(q + 64 * i, codes);
+      fours[i] = dot_all(zero(), ones, codes);
+      four_sizes[i] = dot_all(zero(), _mm512_abs_epi8(codes), ones);
+    }
+    _mm512_storeu_si512(sums, _mm512_permutexvar_epi32(order, sum_fours(fours)));
+    _mm512_storeu_si512(sizes, _mm512_permutexvar_epi32(order, sum_fours(four_sizes)));
+  }
   static INLINE void store_rounded(F v, int8_t* q) {  // nearest, ties to even
     _mm_storeu_si128(reinterpret_cast<__m128i*>(q), _mm512_cvtsepi32_epi8(round(v)));
   }
@@ -173,6 +191,12 @@ struct V512 {
   }
 
  private:
+  // Of each four lanes of the four vectors the sum: lane 4 j + i is that of the j-th four lanes of v[i].
+  static INLINE I sum_fours(const I (&v)[4]) {
+    const I low = add(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+    const I high = add(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+    return add(_mm512_unpacklo_epi64(low, high), _mm512_unpackhi_epi64(low, high));
+  }
   static constexpr int spread(int b) {
     return static_cast<int>(0x80008000u | static_cast<unsigned>(b) | static_cast<unsigned>(b + 1) << 16);
   }

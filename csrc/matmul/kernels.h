@@ -80,6 +80,9 @@ struct TileArgs {
 // group of rows, which costs less than the way through memory.
 constexpr int64_t kUnpackRows = 48;
 
+// The fewest rows that two tiles are ever multiplied with at once.
+constexpr int64_t kTwoTilesRows = 24;
+
 // The most rows of one call: their sums take 12 KB of the first-level cache.
 constexpr int64_t kMaxTileRows = 192;
 
@@ -87,7 +90,8 @@ struct MatmulKernels {
   using TileFn = void (*)(const TileArgs&) noexcept;
   int max_rows;  // rows of the largest group
   TileFn tile[kPackedFormatCount];
-  TileFn two_tiles[kPackedFormatCount];  // of one format at once, for many rows; null where there is no such kernel
+  TileFn two_tiles[kPackedFormatCount];    // of one format at once, for many rows; null where there is no such kernel
+  int two_tiles_rows[kPackedFormatCount];  // from how many rows on that is faster, at least kTwoTilesRows
   // x[n_cols] of one row to codes q[n_cols], and its scales and sums to their places in `act`. A row with a NaN or an
   // infinity gets d = NaN.
   void (*quantize_row)(const float* x, int64_t row, ActivationKind kind, const Activations& act, int8_t* q) noexcept;

@@ -16,10 +16,6 @@ constexpr int64_t kChunkTiles = 4;
 // Bytes of activations that go over a chunk of tiles together.
 constexpr int64_t kPassBytes = 600 << 10;
 
-// From this many rows on two tiles are multiplied at once, where that pays at all (cpu/tuning.h). With 32 rows a Q4_K
-// matrix loses 13 %: two streams of weights come in more slowly than one, and they are not reused enough.
-constexpr int64_t kPairedRows = 48;
-
 // Bytes of its first chunk that a thread asks for while others are still busy with the operation before.
 constexpr int64_t kWarmUpBytes = 16 << 10;
 
@@ -120,8 +116,9 @@ struct Job {
   // Whether tiles i and i + 1 are multiplied at once.
   bool can_pair(int64_t i, int64_t n_rows) const {
     const auto& tiles = w.tiles();
-    return n_rows >= kPairedRows && tuning.two_tiles && i + 1 < static_cast<int64_t>(tiles.size()) &&
-           tiles[i].format == tiles[i + 1].format && kernels.two_tiles[tiles[i].format];
+    const int format = tiles[i].format;
+    return tuning.two_tiles && i + 1 < static_cast<int64_t>(tiles.size()) && format == tiles[i + 1].format &&
+           kernels.two_tiles[format] && n_rows >= kernels.two_tiles_rows[format];
   }
 
   // Rows of activations and where their product goes: from out[0] for the first row, ld from one row to the next, and
@@ -235,7 +232,7 @@ int64_t rows_per_pass(int64_t n_rows, int64_t row_bytes) {
 
 // A gate and its up rows, two that are multiplied at once, or one.
 int64_t LinearOperation::tiles_at_once() const noexcept {
-  return w_.gated() || (args_.n_rows >= kPairedRows && tuning().two_tiles) ? 2 : 1;
+  return w_.gated() || (args_.n_rows >= kTwoTilesRows && tuning().two_tiles) ? 2 : 1;
 }
 
 LinearOperation::LinearOperation(const LinearArgs& args, const PackedMatrix& w, int n_threads) : args_(args), w_(w) {

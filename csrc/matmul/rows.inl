@@ -103,23 +103,38 @@ INLINE void note_pairs(const int32_t (&sums)[16], const int32_t (&sizes)[16], in
   act.reach32[at] = static_cast<int16_t>(reach32);
 }
 
+// Codes of n columns of a slice, a multiple of 32, whose block i of 32 is multiplied by inverse[i]; the sums of every
+// sixteen of them and, where wanted, of their magnitudes.
+template <class V>
+INLINE void round_columns(const float* x, const float* inverse, int n, int8_t* q, int32_t (&sums)[16],
+                          int32_t (&sizes)[16], bool want_sizes) {
+  if constexpr (V::kWholeSlices) {
+    if (n == kSuperblock) return V::round_slice(x, inverse, q, sums, sizes);
+  }
+  for (int i = 0; i < n; i += 32) {
+    for (int c = 0; c < 32; c += V::lanes)
+      V::store_rounded(V::mul_f(V::load_f(x + i + c), V::set1_f(inverse[i / 32])), q + i + c);
+    V::sum_bytes(q + i, sums + i / 16);
+    if constexpr (V::kPairs)
+      if (want_sizes) V::sum_sizes(q + i, sizes + i / 16);
+  }
+}
+
 template <class V>
 void quantize_row(const float* x, int64_t row, ActivationKind kind, const Activations& act, int8_t* q) noexcept {
   const bool pairs = V::kPairs && kind == ActivationKind::q8k && act.n_rows >= kPairRows;
   for (int64_t k = 0, slice = 0; k < act.n_cols; k += kSuperblock, ++slice) {
     const int64_t at = slice * act.n_rows + row;
     const int n = static_cast<int>(act.n_cols - k < kSuperblock ? act.n_cols - k : kSuperblock);
-    float inverse = 0.0f;
-    int32_t sums[16] = {}, sizes[16] = {};
-    if (kind == ActivationKind::q8k) block_scale(max_abs_bits<V>(x + k, n), act.d[at], inverse);
-    for (int i = 0; i < n; i += 32) {
-      if (kind == ActivationKind::q8) block_scale(max_abs_bits<V>(x + k + i, 32), act.d[at * 8 + i / 32], inverse);
-      for (int c = 0; c < 32; c += V::lanes)
-        V::store_rounded(V::mul_f(V::load_f(x + k + i + c), V::set1_f(inverse)), q + k + i + c);
-      V::sum_bytes(q + k + i, sums + i / 16);
-      if constexpr (V::kPairs)
-        if (pairs) V::sum_sizes(q + k + i, sizes + i / 16);
+    float inverse[8] = {};
+    if (kind == ActivationKind::q8k) {
+      block_scale(max_abs_bits<V>(x + k, n), act.d[at], inverse[0]);
+      for (int i = 1; i < 8; ++i) inverse[i] = inverse[0];
+    } else {
+      for (int i = 0; i < n / 32; ++i) block_scale(max_abs_bits<V>(x + k + i * 32, 32), act.d[at * 8 + i], inverse[i]);
     }
+    int32_t sums[16] = {}, sizes[16] = {};
+    round_columns<V>(x + k, inverse, n, q + k, sums, sizes, pairs);
     for (int i = 0; i < 8; ++i) act.minus_sum32[at * 8 + i] = -(sums[2 * i] + sums[2 * i + 1]);
     if (kind == ActivationKind::q8k) {
       for (int i = 0; i < 16; ++i) act.bsum16[at * 16 + i] = static_cast<int16_t>(sums[i]);

@@ -29,7 +29,7 @@ struct V1 {
   static constexpr bool unpack(int) { return true; }
   static constexpr int rows_at_once(int group) { return group; }
   static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
-  static constexpr bool kPairs = false;
+  static constexpr bool kPairs = false, kWholeSlices = false;
 
   static constexpr int kOutputs = kTileRows;
   static INLINE F load_sum(const float* p) { return load_f(p); }
