@@ -6,7 +6,8 @@
 
 namespace phlite {
 
-// Bytes per second that the threads of the pool read together from a buffer larger than the caches; best of `n_rounds`.
+// Bytes per second that the threads of the pool read together from a buffer larger than the caches; the best of
+// `n_rounds` that only read and as many that ask the memory ahead.
 double measure_read_bandwidth(ThreadPool& pool, size_t n_bytes, int n_rounds);
 
 // 8-bit multiply-adds per second that the threads reach together from registers with the instruction set in use; 0

@@ -11,8 +11,9 @@ struct Tuning {
   // AVX-512: some rows at once multiply two tiles of weights. Pays where two 512-bit products start per cycle but only
   // two loads, so that loads would limit one tile; Zen 4 works 512 bits off in two halves and gains nothing.
   bool two_tiles;
-  // One or two rows ask the memory for weights some KB before they are used. Q4_K from memory, one thread: 21 GB/s
-  // without and 40 GB/s with it on Zen 5, of 41 that the core can read; on Zen 4 0.86 to 0.91 instead of 0.93 of that.
+  // Weights are asked for some KB before they are used, not left to the processor (one row) or fetched a whole tile
+  // ahead (more rows). Q4_K from memory, one row, one thread: 21 GB/s without and 40 GB/s with it on Zen 5, of 41 that
+  // the core can read; on Zen 4 0.86 to 0.91 instead of 0.93 of that.
   bool fetch_ahead;
   // AVX-512: attention over an f16 cache widens keys and values beside its multiply-adds instead of once for all rows
   // into memory: 1.05 times as fast on Zen 5.

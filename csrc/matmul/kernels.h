@@ -72,7 +72,7 @@ struct TileArgs {
   // Of a pair of tiles of one format: from the first one to the second one, in bytes; from the outputs of the first one
   // to those of the second one, in floats.
   int64_t second_tile = 0, second_out = 0;
-  bool fetch_ahead = false;  // one or two rows ask the memory for what comes soon, see cpu/tuning.h
+  bool fetch_ahead = false;  // ask the memory for what the first rows will soon need, see cpu/tuning.h
 };
 
 // From this many rows on, formats whose codes take long to unpack (`unpack` of each instruction set says which) do it

@@ -14,16 +14,21 @@
 #include "matmul/rows.inl"
 // clang-format on
 
-// Of few rows of many tiles the time is the memory's, and the hardware fetches a stream of loads too late where the
-// kernel between them is long: so the slices some 4 KB ahead are asked for, in the next tile too.
-template <class F>
+// While the first group of G rows is multiplied a tile comes from memory, and the hardware fetches a stream of loads
+// too late where much is computed between them: so the slices some KB ahead are asked for, in the next tile too. If
+// there is but one group, nobody needs them a second time.
+template <class F, int G>
 INLINE void fetch_ahead(const TileArgs& a, int64_t b, int64_t n_slices) {
   using V = typename F::V;
-  constexpr int64_t kAhead = F::kSliceBytes < 3072 ? 4608 / F::kSliceBytes : 1;
+  constexpr int64_t kBytes = G <= 2 ? 4608 : 9216;
+  constexpr int64_t kAhead = F::kSliceBytes < kBytes ? kBytes / F::kSliceBytes : 1;
   const int64_t at = b + kAhead - n_slices;
   if (at >= 0 && !a.next) return;
   const uint8_t* slice = at < 0 ? F::place(a.tile, a.act->n_cols, b + kAhead).body : a.next + at * F::kSliceBytes;
-  for (int i = 0; i < F::kSliceBytes; i += kPlaneBytes) V::fetch_once(slice + i);
+  if (a.n_rows <= V::kMaxRows)
+    for (int i = 0; i < F::kSliceBytes; i += kPlaneBytes) V::fetch_once(slice + i);
+  else
+    for (int i = 0; i < F::kSliceBytes; i += kPlaneBytes) V::prefetch(slice + i);
 }
 
 template <class V>
@@ -41,13 +46,15 @@ INLINE void add_tile(const TileArgs& a, int64_t row, int part, int lane) {
   const int64_t n_slices = (act.n_cols + kSuperblock - 1) / kSuperblock;
   typename V::F acc[M];
   UNROLL for (int m = 0; m < M; ++m) acc[m] = V::zero_f();
-  // The last large group fetches the next tile: this one's bytes are in the cache by then, and the memory is idle.
+  // Where nothing is asked for ahead, the last large group fetches the next tile: this one's bytes are in the cache by
+  // then, and the memory is idle. One row alone leaves that to the processor.
   constexpr int kLarge = V::kMaxRows < 8 ? V::kMaxRows : 8;
   const int64_t n_left = a.n_rows - row;
-  const bool fetch_next = G > 2 && part == 0 && a.next && (a.n_rows < kLarge || (G >= kLarge && n_left - G < kLarge));
+  const bool fetch_next =
+      G > 1 && !a.fetch_ahead && a.next && part == 0 && (a.n_rows < kLarge || (G >= kLarge && n_left - G < kLarge));
   for (int64_t b = 0; b < n_slices; ++b) {
-    if constexpr (G <= 2 && V::kOutputs == kTileRows)
-      if (a.fetch_ahead && row == 0) fetch_ahead<F>(a, b, n_slices);
+    if constexpr (V::kOutputs == kTileRows)
+      if (a.fetch_ahead && row == 0) fetch_ahead<F, G>(a, b, n_slices);
     if (fetch_next)
       for (int i = 0; i < F::kSliceBytes; i += kPlaneBytes) V::fetch_next(a, b * F::kSliceBytes + i);
     const Place<V> p = F::place(V::tile(a), act.n_cols, b);

@@ -10,21 +10,21 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from kernels.attention_case import AttentionCase
+from kernels.matrix_case import KERNELS, select_kernels
 
 from phlite import ops
 from phlite.errors import ShapeError
 
-ISAS = ops.supported_isas()
 SHAPES = [(96, 2, 2), (64, 4, 2), (128, 4, 1), (16, 3, 3), (80, 5, 1), (30, 2, 1), (256, 2, 1)]
 DTYPES = ["f32", "f16", "q8_0"]
 
 
-@pytest.fixture(params=ISAS)
+@pytest.fixture(params=KERNELS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     before = ops.isa_name()
-    ops.select_isa(request.param)
+    select_kernels(request.param)
     yield request.param
-    ops.select_isa(before)
+    select_kernels(before)
 
 
 def assert_within_bound(case: AttentionCase) -> None:
@@ -89,11 +89,11 @@ def test_instruction_sets_agree_to_the_bit(dtype: str, head_dim: int, n_heads: i
     before = ops.isa_name()
     results = []
     try:
-        for name in ISAS:
-            ops.select_isa(name)
+        for name in KERNELS:
+            select_kernels(name)
             results.append(case.whole())
     finally:
-        ops.select_isa(before)
+        select_kernels(before)
     for result in results[1:]:
         for got, expected in zip(result, results[0], strict=True):
             assert_same_bits(got, expected)

@@ -7,24 +7,24 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from kernels.attention_case import AttentionCase
+from kernels.matrix_case import KERNELS, select_kernels
 
 from phlite import ops
 from phlite.errors import ShapeError
 from phlite.ops import BlockSparse
 from phlite.ops.reference.attention import visible_blocks
 
-ISAS = ops.supported_isas()
 DTYPES = ["f32", "f16", "q8_0"]
 PHI3_SMALL = BlockSparse(block_size=64, num_local_blocks=16, vert_stride=8)
 NARROW = BlockSparse(block_size=64, num_local_blocks=2, vert_stride=4)
 
 
-@pytest.fixture(params=ISAS)
+@pytest.fixture(params=KERNELS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     before = ops.isa_name()
-    ops.select_isa(request.param)
+    select_kernels(request.param)
     yield request.param
-    ops.select_isa(before)
+    select_kernels(before)
 
 
 def sparse_case(**changes: object) -> AttentionCase:
@@ -143,11 +143,11 @@ def test_instruction_sets_agree_to_the_bit(dtype: str, head_dim: int) -> None:
     before = ops.isa_name()
     results = []
     try:
-        for name in ISAS:
-            ops.select_isa(name)
+        for name in KERNELS:
+            select_kernels(name)
             results.append(case.whole())
     finally:
-        ops.select_isa(before)
+        select_kernels(before)
     for result in results[1:]:
         for got, expected in zip(result, results[0], strict=True):
             assert_same_bits(got, expected)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from phlite import ops
+from phlite import _native, ops
 from phlite.errors import BackendUnavailableError
 
 
@@ -48,3 +48,9 @@ def test_a_set_of_another_machine_is_refused() -> None:
     for isa in [*missing, "neon"]:
         with pytest.raises(BackendUnavailableError, match="possible: "):
             ops.select_isa(isa)
+
+
+def test_an_unknown_kind_of_processor_names_the_possible_ones() -> None:
+    with pytest.raises(ValueError, match=f"'zen0' is unknown; possible: {', '.join(_native.tuning_names())}"):
+        _native.select_tuning("zen0")
+    assert _native.tuning_name() in _native.tuning_names()
