@@ -167,40 +167,41 @@ struct Job {
   }
 
   // Tiles [first, last), which are one, two that can be paired, or a gate and its up rows, times rows [row, row + n).
-  // product and up: float32[kMaxTileRows][kTileRows] each.
+  // product: float32[2][kMaxTileRows][kTileRows].
   void multiply_tiles(int64_t first, int64_t last, int64_t next, int64_t row, int64_t n, const Workspace (&ws)[2],
-                      float* product, float* up) const {
+                      float* product) const {
+    float* const second = product + kMaxTileRows * kTileRows;
     const PackedMatrix::Tile& tile = w.tiles()[first];
     const bool two = last - first == 2, pair = two && can_pair(first, n);
     const int64_t ld = w.n_outputs(), at = row * ld + tile.out_col;
     if (two && !w.gated() && !pair) {
-      multiply_tiles(first, first + 1, first + 1, row, n, ws, product, up);
-      return multiply_tiles(first + 1, last, next, row, n, ws, product, up);
+      multiply_tiles(first, first + 1, first + 1, row, n, ws, product);
+      return multiply_tiles(first + 1, last, next, row, n, ws, product);
     }
     if (w.activation() == Activation::none && !args.bias && !args.addend && !(args.residual && args.rows) &&
         tile.n_valid == kTileRows && w.tiles()[last - 1].n_valid == kTileRows) {
-      const int64_t second = w.tiles()[last - 1].out_col - tile.out_col;
+      const int64_t apart = w.tiles()[last - 1].out_col - tile.out_col;
       return multiply(first, pair, next,
-                      {row, n, args.out + at, ld, second, args.residual ? args.residual + at : nullptr}, ws);
+                      {row, n, args.out + at, ld, apart, args.residual ? args.residual + at : nullptr}, ws);
     }
     if (pair) {
-      multiply(first, true, next, {row, n, product, kTileRows, up - product}, ws);
+      multiply(first, true, next, {row, n, product, kTileRows, second - product}, ws);
     } else {
       multiply(first, false, two ? first + 1 : next, {row, n, product}, ws);
-      if (two) multiply(first + 1, false, next, {row, n, up}, ws);
+      if (two) multiply(first + 1, false, next, {row, n, second}, ws);
     }
     add_terms(tile, 0, row, n, product);
-    if (two) add_terms(w.tiles()[first + 1], w.gated() ? 1 : 0, row, n, up);
+    if (two) add_terms(w.tiles()[first + 1], w.gated() ? 1 : 0, row, n, second);
     if (w.activation() == Activation::swiglu) {
-      kernels.swiglu(product, up, n * kTileRows, product);
+      kernels.swiglu(product, second, n * kTileRows, product);
     } else if (w.activation() == Activation::gegelu) {
-      kernels.gegelu(product, up, w.gegelu_limit(), n * kTileRows, product);
+      kernels.gegelu(product, second, w.gegelu_limit(), n * kTileRows, product);
     } else if (w.activation() == Activation::gelu_tanh) {
       kernels.gelu_tanh(product, n * kTileRows, product);
-      if (two) kernels.gelu_tanh(up, n * kTileRows, up);
+      if (two) kernels.gelu_tanh(second, n * kTileRows, second);
     }
     copy_out(tile, row, n, product);
-    if (two && !w.gated()) copy_out(w.tiles()[first + 1], row, n, up);
+    if (two && !w.gated()) copy_out(w.tiles()[first + 1], row, n, second);
   }
 
   // Writes a tile's outputs of rows [row, row + n), added to the residual.
@@ -230,13 +231,9 @@ int64_t rows_per_pass(int64_t n_rows, int64_t row_bytes) {
 
 }  // namespace
 
-// A gate and its up rows, two that are multiplied at once, or one.
-int64_t LinearOperation::tiles_at_once() const noexcept {
-  return w_.gated() || (args_.n_rows >= kTwoTilesRows && tuning().two_tiles) ? 2 : 1;
-}
-
 LinearOperation::LinearOperation(const LinearArgs& args, const PackedMatrix& w, int n_threads) : args_(args), w_(w) {
-  const int64_t n_tiles = static_cast<int64_t>(w.tiles().size()), step = tiles_at_once();
+  tiles_at_once_ = w.gated() || (args.n_rows >= kTwoTilesRows && tuning().two_tiles) ? 2 : 1;
+  const int64_t n_tiles = static_cast<int64_t>(w.tiles().size()), step = tiles_at_once_;
   chunk_tiles_ = std::clamp<int64_t>(n_tiles / (n_threads * 4) / step * step, step, kChunkTiles);
   n_whole_chunks_ = std::max<int64_t>(0, n_tiles / chunk_tiles_ - n_threads);
   n_chunks_ = n_whole_chunks_ + (n_tiles - n_whole_chunks_ * chunk_tiles_ + step - 1) / step;
@@ -261,7 +258,7 @@ void LinearOperation::prepare(uint8_t* scratch, int) noexcept { scratch_ = scrat
 
 // Whole chunks first, then single tiles (or pairs of gate and up), so that the threads end together.
 LinearOperation::Chunk LinearOperation::chunk(int64_t idx) const noexcept {
-  const int64_t n_tiles = static_cast<int64_t>(w_.tiles().size()), step = tiles_at_once();
+  const int64_t n_tiles = static_cast<int64_t>(w_.tiles().size()), step = tiles_at_once_;
   if (idx < n_whole_chunks_) return {idx * chunk_tiles_, (idx + 1) * chunk_tiles_};
   const int64_t first = n_whole_chunks_ * chunk_tiles_ + (idx - n_whole_chunks_) * step;
   return {first, std::min(first + step, n_tiles)};
@@ -302,9 +299,9 @@ void LinearOperation::work(ThreadPool& pool, int thread, int n_threads) noexcept
   } else {
     job.prepare_group({0, 1}, ws, ws[0].normed, 0, codes);
   }
-  const int64_t step = tiles_at_once();
+  const int64_t step = tiles_at_once_;
   const int64_t pass = rows_per_pass(n_rows, w_.n_cols() * (w_.needs(ActivationKind::f32) ? 4 : 1));
-  alignas(64) float product[kMaxTileRows * kTileRows], up[kMaxTileRows * kTileRows];
+  alignas(64) float product[2 * kMaxTileRows * kTileRows];
   // A thread's first chunk is known beforehand, so that it can be fetched early; the others go to whoever is free. The
   // next chunk is taken before the work on one begins, so that its first tile is fetched meanwhile.
   const auto take = [&] { return n_threads + pool.take_chunk(1); };
@@ -316,7 +313,7 @@ void LinearOperation::work(ThreadPool& pool, int thread, int n_threads) noexcept
       for (int64_t i = first; i < last; i += step) {
         const bool is_last = i + step >= last;
         const int64_t next = !is_last ? i + step : row + pass < n_rows ? first : next_chunk;
-        job.multiply_tiles(i, std::min(i + step, last), next, row, std::min(pass, n_rows - row), ws, product, up);
+        job.multiply_tiles(i, std::min(i + step, last), next, row, std::min(pass, n_rows - row), ws, product);
       }
     idx = next_idx;
     next_idx = take();

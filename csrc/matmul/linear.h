@@ -42,10 +42,10 @@ class LinearOperation final : public Operation {
   };
   Chunk chunk(int64_t idx) const noexcept;
   bool shared() const noexcept { return args_.n_rows > 1; }
-  int64_t tiles_at_once() const noexcept;
 
   LinearArgs args_;
   const PackedMatrix& w_;
+  int64_t tiles_at_once_;  // a gate and its up rows, two that may be multiplied at once, or one
   int64_t chunk_tiles_, n_whole_chunks_, n_chunks_;
   int64_t n_sets_, set_bytes_, row_bytes_, own_bytes_;  // of the scratch memory
   bool keep_floats_;

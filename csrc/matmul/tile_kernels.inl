@@ -53,11 +53,13 @@ INLINE void add_tile(const TileArgs& a, int64_t row, int part, int lane) {
   const bool fetch_next =
       G > 1 && !a.fetch_ahead && a.next && part == 0 && (a.n_rows < kLarge || (G >= kLarge && n_left - G < kLarge));
   for (int64_t b = 0; b < n_slices; ++b) {
-    if constexpr (V::kOutputs == kTileRows)
+    constexpr bool kByLine = F::kFetchesLines && G <= 2;
+    if constexpr (V::kOutputs == kTileRows && !kByLine)
       if (a.fetch_ahead && row == 0) fetch_ahead<F, G>(a, b, n_slices);
     if (fetch_next)
       for (int i = 0; i < F::kSliceBytes; i += kPlaneBytes) V::fetch_next(a, b * F::kSliceBytes + i);
-    const Place<V> p = F::place(V::tile(a), act.n_cols, b);
+    Place<V> p = F::place(V::tile(a), act.n_cols, b);
+    if constexpr (kByLine) p.fetch_ahead = a.fetch_ahead && row == 0;
     F::template add_slice<M, G>(p, act, b, a.row + row + part, part, lane, acc);
   }
   UNROLL for (int m = 0; m < M; ++m) store_sum<V>(a, row + part + m, lane, acc[m]);
