@@ -45,6 +45,7 @@ class LinearOperation final : public Operation {
 
   LinearArgs args_;
   const PackedMatrix& w_;
+  bool two_tiles_;         // may be multiplied at once
   int64_t tiles_at_once_;  // a gate and its up rows, two that may be multiplied at once, or one
   int64_t chunk_tiles_, n_whole_chunks_, n_chunks_;
   int64_t n_sets_, set_bytes_, row_bytes_, own_bytes_;  // of the scratch memory
