@@ -68,7 +68,7 @@ struct TileArgs {
   float* out;
   int64_t ld;
   const float* residual;  // or null; may be `out`
-  const uint8_t* next;    // the tile to come, whose bytes many rows ask the memory for while they compute; or null
+  const uint8_t* next;    // the tile to come, which the memory is asked for meanwhile; or null
   // Of a pair of tiles of one format: from the first one to the second one, in bytes; from the outputs of the first one
   // to those of the second one, in floats.
   int64_t second_tile = 0, second_out = 0;
