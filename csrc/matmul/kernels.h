@@ -75,9 +75,10 @@ struct TileArgs {
   bool fetch_ahead = false;  // ask the memory for what the first rows will soon need, see cpu/tuning.h
 };
 
-// From this many rows on, formats whose codes take long to unpack (`unpack` of each instruction set says which) do it
-// once for each slice of 256 columns, into the first-level cache; all others are undone in registers again for every
-// group of rows, which costs less than the way through memory.
+// From this many rows on, one tile at a time, formats whose codes take long to unpack (`unpack` of each instruction set
+// says which) do it once for each slice of 256 columns, into the first-level cache; all others are undone in registers
+// again for every group of rows, which costs less than the way through memory. Two tiles at once always do it for
+// superblocks (two_tiles.inl).
 constexpr int64_t kUnpackRows = 48;
 
 // The fewest rows that two tiles are ever multiplied with at once.
