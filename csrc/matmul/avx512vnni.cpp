@@ -32,7 +32,7 @@ struct V512 {
   static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
   static constexpr bool kPairs = true;   // two groups share one multiplication with their scales
   // Q3_K: 167 against 148 G products per second; all others lose by it.
-  static constexpr bool unpack(int max_code) { return max_code == 7; }
+  static constexpr int64_t unpack_rows(int max_code, bool) { return max_code == 7 ? 48 : kNeverUnpack; }
   static constexpr int rows_at_once(int group) { return group; }
 
   static constexpr int kOutputs = kTileRows;

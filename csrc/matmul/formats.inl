@@ -4,9 +4,9 @@
 //   place(tile, n_cols, b)                      where slice b begins: its part of the header and its planes
 //   add_slice<M>(place, act, b, row, lane, acc) acc[m] += slice b of the tile times row + m of the activations
 //   kFetchesLines                               whether add_slice itself asks ahead for one or two rows, line by line
-//   kUnpack                                     whether it is worth unpacking for many rows; if so, also:
-//   Wide, unpack(place, lane, scratch)          the same format with plain bytes for codes and int32 scales; the
-//                                               arithmetic, and so every bit of the result, stays
+//   kUnpackRows                                 from how many rows on it is unpacked for all; if ever, also:
+//   Wide, unpack(place, n_cols, lane, scratch)  the same format with plain bytes for codes and int32 scales; the
+//                                               arithmetic, and so every bit of the result, stays. n_cols: of the slice
 template <class V>
 struct Place {
   typename V::Bytes header;
@@ -102,7 +102,7 @@ struct SuperFormat {
   static constexpr int kWideCodes = PlainScales<V, kGroups>::kPlanes, kSliceBytes = BodyPlanes * kPlaneBytes;
   // Two groups share one multiplication with their scales, if their sums are small enough.
   static constexpr bool kPairs = V::kPairs && kMaxCode <= 63 && (Offset == 0 || Offset == kSixBitOffset);
-  static constexpr bool kUnpack = V::unpack(kMaxCode);  // worth unpacking once for many rows
+  static constexpr int64_t kUnpackRows = V::unpack_rows(kMaxCode, true);
   static constexpr bool kFetchesLines = false;
   using Wide = SuperFormat<V, PlainCodes<V, 64 / kGroups, kMaxCode>, PlainScales<V, kGroups>, kWideCodes,
                            kWideCodes + 64, Offset, Min, true>;
@@ -184,7 +184,7 @@ struct SuperFormat {
     }
   }
 
-  static INLINE Place<V> unpack(Place<V> p, int lane, uint8_t* out) {
+  static INLINE Place<V> unpack(Place<V> p, int64_t, int lane, uint8_t* out) {
     std::memcpy(out + 2 * lane, (InlineD ? p.body : p.header) + 2 * lane, 2 * V::lanes);
     if constexpr (Min) std::memcpy(out + 32 + 2 * lane, p.body + 32 + 2 * lane, 2 * V::lanes);
     const S scales(p.body, lane);
@@ -232,7 +232,9 @@ struct BlockFormat {
   using Fl = typename V::F;
   static constexpr int kHeader = Min ? 64 : 32;
   static constexpr int kSliceBytes = 8 * (kHeader + C::kPlanes * kPlaneBytes);
-  static constexpr bool kUnpack = false, kFetchesLines = false;
+  static constexpr bool kPlain = C::kPlanes == C::kSteps, kFetchesLines = false;  // nothing to unpack
+  static constexpr int64_t kUnpackRows = kPlain ? kNeverUnpack : V::unpack_rows(C::kMaxCode, false);
+  using Wide = BlockFormat<V, PlainCodes<V, C::kSteps, C::kMaxCode>, Min, Offset>;
 
   static INLINE Place<V> place(typename V::Bytes tile, int64_t n_cols, int64_t b) {
     const int64_t n_blocks = n_cols / 32 - b * 8 < 8 ? n_cols / 32 - b * 8 : 8;
@@ -263,6 +265,16 @@ struct BlockFormat {
       }
     }
   }
+
+  static INLINE Place<V> unpack(Place<V> p, int64_t n_cols, int lane, uint8_t* out) {
+    const int64_t n_blocks = n_cols / 32;
+    std::memcpy(out, p.header, static_cast<size_t>(n_blocks) * kHeader);
+    uint8_t* const body = out + 8 * kHeader;
+    typename V::Bytes planes = p.body + 4 * lane;
+    uint8_t* codes = body + 4 * lane;
+    for (int64_t i = 0; i < n_blocks; ++i, planes += C::kPlanes * kPlaneBytes) codes = unpack_codes<V, C>(planes, codes);
+    return {out, body};
+  }
 };
 
 template <class V>
@@ -286,7 +298,8 @@ struct FloatFormat {
   using Fl = typename V::F;
   static constexpr int kBytes = Type == GGMLType::F32 ? 4 : 2, kSliceBytes = kSuperblock * kTileRows * kBytes;
   static constexpr int kLineCols = kPlaneBytes > kTileRows* kBytes ? kPlaneBytes / (kTileRows * kBytes) : 1;
-  static constexpr bool kUnpack = false, kFetchesLines = true;
+  static constexpr int64_t kUnpackRows = kNeverUnpack;
+  static constexpr bool kFetchesLines = true;
 
   static INLINE Place<V> place(typename V::Bytes tile, int64_t, int64_t b) { return {tile, tile + b * kSliceBytes}; }
 

@@ -75,11 +75,11 @@ struct TileArgs {
   bool fetch_ahead = false;  // ask the memory for what the first rows will soon need, see cpu/tuning.h
 };
 
-// From this many rows on, one tile at a time, formats whose codes take long to unpack (`unpack` of each instruction set
-// says which) do it once for each slice of 256 columns, into the first-level cache; all others are undone in registers
-// again for every group of rows, which costs less than the way through memory. Two tiles at once always do it for
+// Formats whose codes take long to unpack do it once for each slice of 256 columns, into the first-level cache, where
+// enough rows share it: `unpack_rows` of each instruction set says how many. Below, the codes are undone in registers
+// again for every group of rows, which costs less than the way through memory. Two tiles at once always unpack
 // superblocks (two_tiles.inl).
-constexpr int64_t kUnpackRows = 48;
+constexpr int64_t kNeverUnpack = INT64_MAX;
 
 // The fewest rows that two tiles are ever multiplied with at once.
 constexpr int64_t kTwoTilesRows = 24;

@@ -26,7 +26,7 @@ struct V1 {
   using I = int32_t;
   using F = float;
   static constexpr int lanes = 1, kFewRows = 0, kMaxRows = 1, kSignedOffset = 0;
-  static constexpr bool unpack(int) { return true; }
+  static constexpr int64_t unpack_rows(int, bool superblocks) { return superblocks ? 48 : kNeverUnpack; }
   static constexpr int rows_at_once(int group) { return group; }
   static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
   static constexpr bool kPairs = false, kWholeSlices = false;

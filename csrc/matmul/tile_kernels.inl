@@ -115,11 +115,12 @@ INLINE void unpacked_kernel(const TileArgs& a) {
   alignas(64) float sums[kMaxTileRows * kTileRows];
   for (int64_t i = 0; i < a.n_rows * kTileRows; i += V::lanes) V::store_f(sums + i, V::zero_f());
   for (int64_t b = 0; b * kSuperblock < act.n_cols; ++b) {
+    const int64_t left = act.n_cols - b * kSuperblock, n_cols = left < kSuperblock ? left : kSuperblock;
     // The next slice (after the last one, usually the next tile) comes from memory while this one is multiplied.
     const uint8_t* next = F::place(a.tile, act.n_cols, b + 1).body;
     for (int i = 0; i < F::kSliceBytes; i += kPlaneBytes) V::prefetch(next + i);
     for (int lane = 0; lane < kTileRows; lane += V::lanes) {
-      const Place<V> p = F::unpack(F::place(a.tile, act.n_cols, b), lane, scratch);
+      const Place<V> p = F::unpack(F::place(a.tile, act.n_cols, b), n_cols, lane, scratch);
 #define CALL(M) add_to_sums<Wide, M>(p, a, b, row, lane, sums)
       FOR_ROW_GROUPS(V, a.n_rows, CALL);
 #undef CALL
@@ -130,8 +131,8 @@ INLINE void unpacked_kernel(const TileArgs& a) {
 template <class F>
 void tile_kernel(const TileArgs& a) noexcept {
   using V = typename F::V;
-  if constexpr (F::kUnpack) {
-    if (a.n_rows >= kUnpackRows) return unpacked_kernel<F>(a);
+  if constexpr (F::kUnpackRows != kNeverUnpack) {
+    if (a.n_rows >= F::kUnpackRows) return unpacked_kernel<F>(a);
   }
   for (int lane = 0; lane < kTileRows; lane += V::lanes) {
 #define CALL(M) add_rows<F, M>(a, row, lane)

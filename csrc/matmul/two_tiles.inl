@@ -25,7 +25,9 @@ struct TwoTiles {
   static constexpr int lanes = V::lanes, kOutputs = 2 * kTileRows, kMaxRows = V::kMaxRows, kFewRows = 0,
                        kSignedOffset = V::kSignedOffset;
   static constexpr bool kSums32 = V::kSums32, kPairs = V::kPairs;
-  static constexpr bool unpack(int max_code) { return max_code <= 63; }
+  static constexpr int64_t unpack_rows(int max_code, bool superblocks) {
+    return superblocks && max_code <= 63 ? 0 : kNeverUnpack;
+  }
   // Two times six rows are twelve sums, twelve totals, two vectors of codes and a broadcast; with two times eight the
   // totals go through memory, and a store of 64 bytes takes the place of two products.
   static constexpr int rows_at_once(int group) { return group == 12 ? 6 : group < 4 ? group : 4; }
@@ -148,11 +150,11 @@ void two_tile_kernel(const TileArgs& a) noexcept {
       }
     };
 #define CALL(G) (fetch(G * lines_per_row), add_to_sums<Codes, G>(codes, a, b, row, 0, sums))
-    if constexpr (Packed::kUnpack) {
+    if constexpr (Packed::kUnpackRows != kNeverUnpack) {
       using Codes = typename Packed::Wide;
       alignas(64) uint8_t scratch[2 * Codes::kSliceBytes];
-      One::unpack(One::place(a.tile, act.n_cols, b), 0, scratch);
-      One::unpack(One::place(a.tile + a.second_tile, act.n_cols, b), 0, scratch + Codes::kSliceBytes);
+      One::unpack(One::place(a.tile, act.n_cols, b), kSuperblock, 0, scratch);
+      One::unpack(One::place(a.tile + a.second_tile, act.n_cols, b), kSuperblock, 0, scratch + Codes::kSliceBytes);
       const typename Two::Bytes unpacked{scratch, Codes::kSliceBytes};
       const Place<Two> codes{unpacked, unpacked};
       FOR_ROW_GROUPS(Two, a.n_rows, CALL);
