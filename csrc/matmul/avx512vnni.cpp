@@ -31,6 +31,7 @@ struct V512 {
   static constexpr int lanes = 16, kFewRows = 2, kMaxRows = 12, kSignedOffset = 128;
   static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
   static constexpr bool kPairs = true;   // two groups share one multiplication with their scales
+  static constexpr bool kLongSums = false;
   // Q3_K: 167 against 148 G products per second; all others lose by it.
   static constexpr int64_t unpack_rows(int max_code, bool) { return max_code == 7 ? 48 : kNeverUnpack; }
   static constexpr int rows_at_once(int group) { return group; }

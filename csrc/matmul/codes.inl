@@ -103,12 +103,13 @@ struct TableCodes {
 
 constexpr int log2_of(int n) { return n <= 1 ? 0 : 1 + log2_of(n / 2); }
 
-// total[m] += scale * sum over the group's steps of codes * activations, from step S on; acc starts at zero.
-template <class V, class Codes, int M, int G, int S = 0, class Planes>
+// total[m] += scale * sum over the group's steps of codes * activations, from step S on; acc starts at zero. Fits: the
+// sum of the whole group fits the accumulator.
+template <class V, class Codes, int M, int G, bool Fits, int S = 0, class Planes>
 INLINE void add_steps(const Planes& planes, const int8_t* q, typename V::I scale, typename V::I (&acc)[M],
                       typename V::I (&total)[M]) {
   if constexpr (S < Codes::kSteps) {
-    constexpr int kMax = Codes::kMaxCode, kEvery = V::template flush_every<kMax>();
+    constexpr int kMax = Codes::kMaxCode, kEvery = Fits ? Codes::kSteps : V::template flush_every<kMax>();
     const typename V::I w = Codes::template code<S>(planes);
     UNROLL for (int m = 0; m < M; ++m) acc[m] = V::template dot<kMax>(acc[m], w, q + (S * G + m) * 4);
     if constexpr ((S + 1) % kEvery == 0 || S + 1 == Codes::kSteps) {
@@ -117,7 +118,7 @@ INLINE void add_steps(const Planes& planes, const int8_t* q, typename V::I scale
         acc[m] = V::zero();
       }
     }
-    add_steps<V, Codes, M, G, S + 1>(planes, q, scale, acc, total);
+    add_steps<V, Codes, M, G, Fits, S + 1>(planes, q, scale, acc, total);
   }
 }
 
@@ -146,7 +147,7 @@ INLINE void add_nibbles(const Planes& planes, const int8_t* q, typename V::I sca
 
 // The same for a whole group. Codes that carry an offset start from -offset times the sum of the group's activations,
 // which `minus_sum` holds for row m at [m * stride]; where sums are not 32-bit the caller has taken it back already.
-template <class V, class Codes, int M, int G, int Offset>
+template <class V, class Codes, int M, int G, int Offset, bool Fits = false>
 INLINE void add_group(typename V::Bytes planes, const int8_t* q, typename V::I scale, const int32_t* minus_sum,
                       int stride, typename V::I (&total)[M]) {
   typename V::I acc[M];
@@ -158,9 +159,9 @@ INLINE void add_group(typename V::Bytes planes, const int8_t* q, typename V::I s
   if constexpr (M <= V::kFewRows && std::is_same_v<Codes, NibbleCodes<V>>)
     add_nibbles<V, M, Offset != 0>(PlanesInRegisters<V, Codes::kPlanes>(planes), q, scale, acc, total);
   else if constexpr (M <= V::kFewRows)
-    add_steps<V, Codes, M, G>(PlanesInRegisters<V, Codes::kPlanes>(planes), q, scale, acc, total);
+    add_steps<V, Codes, M, G, Fits>(PlanesInRegisters<V, Codes::kPlanes>(planes), q, scale, acc, total);
   else
-    add_steps<V, Codes, M, G>(PlanesInMemory<V>(planes), q, scale, acc, total);
+    add_steps<V, Codes, M, G, Fits>(PlanesInMemory<V>(planes), q, scale, acc, total);
 }
 
 // acc[m] += the sum over the group's steps, from step S on, of codes * activations.

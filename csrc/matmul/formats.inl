@@ -102,6 +102,8 @@ struct SuperFormat {
   static constexpr int kWideCodes = PlainScales<V, kGroups>::kPlanes, kSliceBytes = BodyPlanes * kPlaneBytes;
   // Two groups share one multiplication with their scales, if their sums are small enough.
   static constexpr bool kPairs = V::kPairs && kMaxCode <= 63 && (Offset == 0 || Offset == kSixBitOffset);
+  // The sum of a group is kept in 16 bits, if it is small enough.
+  static constexpr bool kLongSums = V::kLongSums && kMaxCode > 15 && kMaxCode <= 63;
   static constexpr int64_t kUnpackRows = V::unpack_rows(kMaxCode, true);
   static constexpr bool kFetchesLines = false;
   using Wide = SuperFormat<V, PlainCodes<V, 64 / kGroups, kMaxCode>, PlainScales<V, kGroups>, kWideCodes,
@@ -133,8 +135,13 @@ struct SuperFormat {
       paired = sums_fit<M>(act, at);
       if (paired) add_pairs<M, G>(scales, planes, q, act.pair_start + at * 8, total);
     }
-    if (!paired)
-      add_groups<M, G>(scales, planes, q, kGroups == 16 ? act.minus_sum16 + at * 16 : act.minus_sum32 + at * 8, total);
+    const int32_t* minus_sum = kGroups == 16 ? act.minus_sum16 + at * 16 : act.minus_sum32 + at * 8;
+    bool fits = false;
+    if constexpr (kLongSums && M >= kPairRows) fits = sums_fit<M>(act, at);
+    if (fits)
+      add_groups<M, G, kLongSums>(scales, planes, q, minus_sum, total);
+    else if (!paired)
+      add_groups<M, G, false>(scales, planes, q, minus_sum, total);
 
     const Fl d = V::load_half((InlineD ? p.body : p.header) + 2 * lane);
     Fl sum[M];
@@ -152,8 +159,8 @@ struct SuperFormat {
   // nearly always (Q4_K) or mostly (Q5_K, Q6_K).
   template <int M>
   static INLINE bool sums_fit(const Activations& act, int64_t at) {
-    constexpr int kMost = Offset > kMaxCode - Offset ? Offset : kMaxCode - Offset;
-    if constexpr (kMost * 127 * kGroupCols <= 32767) return true;
+    constexpr int kMost = kLongSums || Offset < kMaxCode - Offset ? kMaxCode - (kLongSums ? 0 : Offset) : Offset;
+    if constexpr (!kLongSums && kMost * 127 * kGroupCols <= 32767) return true;
     const int16_t* reach = (kGroups == 16 ? act.reach16 : act.reach32) + at;
     bool fit = true;
     UNROLL for (int m = 0; m < M; ++m) fit &= reach[m] <= 32767 / kMost;
@@ -168,7 +175,7 @@ struct SuperFormat {
       add_group_pair<V, C, M, G, Offset>(planes, q, pairs[i], start + i, kGroups / 2, total);
   }
 
-  template <int M, int G>
+  template <int M, int G, bool Fits>
   static INLINE void add_groups(const S& scales, typename V::Bytes planes, const int8_t* q, const int32_t* minus_sum,
                                 I (&total)[M]) {
     const ExpandedScales<V, S> scale(scales);
@@ -180,7 +187,7 @@ struct SuperFormat {
       }
     } else {
       for (int g = 0; g < kGroups; ++g, planes += C::kPlanes * kPlaneBytes, q += kGroupCols * G)
-        add_group<V, C, M, G, Offset>(planes, q, scale[g], minus_sum + g, kGroups, total);
+        add_group<V, C, M, G, Offset, Fits>(planes, q, scale[g], minus_sum + g, kGroups, total);
     }
   }
 

@@ -33,9 +33,10 @@ struct Activations {
   int16_t* bsum32 = nullptr;       // q8k: [K/256][n_rows][8] sums of 32 codes
   int32_t* minus_sum16 = nullptr;  // q8k: [K/256][n_rows][16] the same negated, met by the offset of the weights' codes
   int32_t* minus_sum32 = nullptr;  // q8, q8k: [ceil(K/256)][n_rows][8]
-  // Only where an instruction set multiplies groups in pairs, and of at least kPairRows rows:
+  // Only of at least kPairRows rows, and where an instruction set multiplies groups in pairs or adds in 16 bits:
   int32_t* pair_start = nullptr;  // q8k: [K/256][n_rows][8] what the sums of two groups of Q6_K start from
-  int16_t* reach16 = nullptr;     // q8k: [K/256][n_rows] the most that 16 codes, none above 1 in size, can sum up to
+  int16_t* reach16 = nullptr;     // q8k: [K/256][n_rows] the most that 16 codes, none above 1 in size, can sum up to;
+                                  // AVX2: two of every four of 16 codes between 0 and 1, which share a lane
   int16_t* reach32 = nullptr;     // q8k: [K/256][n_rows] the same for 32 codes between 0 and 1
   const float* x = nullptr;       // f32: [n_rows][ld]
   int64_t ld = 0;

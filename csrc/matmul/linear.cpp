@@ -6,6 +6,7 @@
 #include "cpu/tuning.h"
 #include "matmul/kernels.h"
 #include "support/prefetch.h"
+#include "support/transpose.h"
 
 namespace phlite {
 namespace {
@@ -77,10 +78,16 @@ void interleave(const int8_t* codes, RowGroup group, const Activations& act) {
     return;
   }
   for (int64_t k = 0, slice = 0; k < n_cols; k += kSuperblock, ++slice) {
-    int8_t* to = act.q + (slice * act.n_rows + group.first) * kSuperblock;
+    uint8_t* to = reinterpret_cast<uint8_t*>(act.q + (slice * act.n_rows + group.first) * kSuperblock);
     const int64_t last = std::min(k + kSuperblock, n_cols);
-    for (int64_t c = k; c < last; c += 4)
-      for (int64_t i = 0; i < n; ++i, to += 4) std::memcpy(to, codes + i * n_cols + c, 4);
+    int64_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+      const uint8_t* rows[4];
+      for (int r = 0; r < 4; ++r) rows[r] = reinterpret_cast<const uint8_t*>(codes + (i + r) * n_cols);
+      for (int64_t c = k; c < last; c += 16) transpose_4x4(rows, c, to + (c - k) * n + 4 * i, 4 * n);
+    }
+    for (; i < n; ++i)
+      for (int64_t c = k; c < last; c += 4) std::memcpy(to + (c - k) * n + 4 * i, codes + i * n_cols + c, 4);
   }
 }
 

@@ -141,6 +141,8 @@ void quantize_row(const float* x, int64_t row, ActivationKind kind, const Activa
       for (int i = 0; i < 8; ++i) act.bsum32[at * 8 + i] = static_cast<int16_t>(sums[2 * i] + sums[2 * i + 1]);
       for (int i = 0; i < 16; ++i) act.minus_sum16[at * 16 + i] = -sums[i];
       if (pairs) note_pairs(sums, sizes, at, act);
+      if constexpr (V::kLongSums)
+        if (act.n_rows >= kPairRows) V::note_reach(q + k, act.reach16[at], act.reach32[at]);
     }
   }
 }

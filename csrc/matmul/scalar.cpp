@@ -29,7 +29,7 @@ struct V1 {
   static constexpr int64_t unpack_rows(int, bool superblocks) { return superblocks ? 48 : kNeverUnpack; }
   static constexpr int rows_at_once(int group) { return group; }
   static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
-  static constexpr bool kPairs = false, kWholeSlices = false;
+  static constexpr bool kPairs = false, kLongSums = false, kWholeSlices = false;
 
   static constexpr int kOutputs = kTileRows;
   static INLINE F load_sum(const float* p) { return load_f(p); }

@@ -24,7 +24,7 @@ struct TwoTiles {
   };
   static constexpr int lanes = V::lanes, kOutputs = 2 * kTileRows, kMaxRows = V::kMaxRows, kFewRows = 0,
                        kSignedOffset = V::kSignedOffset;
-  static constexpr bool kSums32 = V::kSums32, kPairs = V::kPairs;
+  static constexpr bool kSums32 = V::kSums32, kPairs = V::kPairs, kLongSums = V::kLongSums;
   static constexpr int64_t unpack_rows(int max_code, bool superblocks) {
     return superblocks && max_code <= 63 ? 0 : kNeverUnpack;
   }

@@ -103,6 +103,29 @@ struct V256 {
     m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4E));
     return _mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xB1)));
   }
+  // 256 columns: the codes stay in registers until they are summed, since a load of what two narrower stores have just
+  // written waits for them.
+  static constexpr bool kWholeSlices = true;
+  static INLINE void round_slice(const float* x, const float* inverse, int8_t* q, int32_t* sums, int32_t*) {
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7), ones = _mm256_set1_epi8(1);
+    for (int i = 0; i < 8; i += 4, sums += 8) {
+      __m256i fours[4];
+      UNROLL for (int k = 0; k < 4; ++k, x += 32, q += 32) {
+        const F scale = set1_f(inverse[i + k]);
+        const I a = round(mul_f(load_f(x), scale)), b = round(mul_f(load_f(x + 16), scale));
+        const __m256i words = _mm256_packs_epi16(_mm256_packs_epi32(a.lo, a.hi), _mm256_packs_epi32(b.lo, b.hi));
+        const __m256i codes = _mm256_permutevar8x32_epi32(words, order);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(q), codes);
+        fours[k] = _mm256_madd_epi16(_mm256_maddubs_epi16(ones, codes), _mm256_set1_epi16(1));
+      }
+      // Sums of 16 codes: of even ones in the low half, of odd ones in the high half.
+      const __m256i sixteens = _mm256_hadd_epi32(_mm256_hadd_epi32(fours[0], fours[1]),
+                                                 _mm256_hadd_epi32(fours[2], fours[3]));
+      const __m128i even = _mm256_castsi256_si128(sixteens), odd = _mm256_extracti128_si256(sixteens, 1);
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(sums), _mm_unpacklo_epi32(even, odd));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(sums + 4), _mm_unpackhi_epi32(even, odd));
+    }
+  }
   static INLINE void store_rounded(F v, int8_t* q) {  // nearest, ties to even
     const I n = round(v);
     const __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(n.lo, n.hi), 0xD8);

@@ -6,7 +6,7 @@
 struct VVnni256 : V256 {
   static constexpr int kFewRows = 0, kMaxRows = 4, kSignedOffset = 128;
   static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
-  static constexpr bool kPairs = false, kWholeSlices = false;
+  static constexpr bool kPairs = false, kLongSums = false;
   // Four-bit codes are as fast in registers; 145 against 132 G products per second for Q6_K.
   static constexpr int64_t unpack_rows(int max_code, bool superblocks) {
     return superblocks && max_code != 15 ? 48 : kNeverUnpack;

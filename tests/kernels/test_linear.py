@@ -121,7 +121,7 @@ def test_largest_codes_and_scales_do_not_overflow(ggml_type: GGMLType, kernels: 
 @pytest.mark.parametrize("n_large", [0, 7, 8, 9, 15, 16, 17, 18, 32])
 @pytest.mark.parametrize("ggml_type", [t for t in FORMATS if BLOCK_SIZES[t][0] == 256], ids=lambda t: t.name)
 def test_sums_around_sixteen_bits(ggml_type: GGMLType, n_large: int, pool: ops.ThreadPool) -> None:
-    """Kernels that keep the sums of two groups in one lane must notice those that do not fit.
+    """Kernels that keep the sums of a group, or of two groups, in 16 bits must notice those that do not fit.
 
     Rows of weights have all codes smallest or all largest; of 32 activations n_large are largest, all of one sign.
     """
@@ -146,14 +146,19 @@ def test_sums_around_sixteen_bits(ggml_type: GGMLType, n_large: int, pool: ops.T
         assert np.array_equal(result, results[-1]), kernels
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("n_cols", [32, 96, 224, 288])
 @pytest.mark.parametrize("ggml_type", [t for t in FORMATS if BLOCK_SIZES[t][0] == 32], ids=lambda t: t.name)
-def test_columns_that_are_no_multiple_of_256(ggml_type: GGMLType, n_cols: int, pool: ops.ThreadPool) -> None:
+def test_columns_that_are_no_multiple_of_256(
+    ggml_type: GGMLType, n_cols: int, kernels: str, pool: ops.ThreadPool
+) -> None:
+    select_kernels(kernels)
     data, weights = random_matrix(ggml_type, 17, n_cols)
-    x = np.random.default_rng(6).standard_normal((9, n_cols), np.float32)
     w = ops.pack_matrix([(data, ggml_type, 17)], n_cols, pool=pool)
-    error = np.abs(ops.linear(x, w, pool=pool) - reference.linear(x, weights, ggml_type))
-    assert np.all(error <= error_bound(x, weights, ggml_type))
+    for n_rows in (9, MANY_ROWS):
+        x = np.random.default_rng(6).standard_normal((n_rows, n_cols), np.float32)
+        error = np.abs(ops.linear(x, w, pool=pool) - reference.linear(x, weights, ggml_type))
+        assert np.all(error <= error_bound(x, weights, ggml_type)), f"{n_rows} rows"
 
 
 @pytest.mark.parametrize("n_cols", [1, 7, 80, 1000])
