@@ -279,7 +279,8 @@ struct BlockFormat {
     uint8_t* const body = out + 8 * kHeader;
     typename V::Bytes planes = p.body + 4 * lane;
     uint8_t* codes = body + 4 * lane;
-    for (int64_t i = 0; i < n_blocks; ++i, planes += C::kPlanes * kPlaneBytes) codes = unpack_codes<V, C>(planes, codes);
+    for (int64_t i = 0; i < n_blocks; ++i, planes += C::kPlanes * kPlaneBytes)
+      codes = unpack_codes<V, C>(planes, codes);
     return {out, body};
   }
 };

@@ -103,7 +103,8 @@ struct Block {
   Block(Rows rows, int offset) {
     constexpr int kInFours = N / 4 * 4;
     for (int i = 0; i < kInFours; i += 4)
-      for (int r = 0; r < kTileRows; r += 4) transpose_4x4(rows + r, offset + 4 * i, reinterpret_cast<uint8_t*>(dw[i].v + r), sizeof(Lanes));
+      for (int r = 0; r < kTileRows; r += 4)
+        transpose_4x4(rows + r, offset + 4 * i, reinterpret_cast<uint8_t*>(dw[i].v + r), sizeof(Lanes));
     for (int r = 0; r < kTileRows; ++r)
       for (int i = kInFours; i < N; ++i) std::memcpy(&dw[i].v[r], rows[r] + offset + 4 * i, 4);
   }

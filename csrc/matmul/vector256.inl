@@ -119,8 +119,8 @@ struct V256 {
         fours[k] = _mm256_madd_epi16(_mm256_maddubs_epi16(ones, codes), _mm256_set1_epi16(1));
       }
       // Sums of 16 codes: of even ones in the low half, of odd ones in the high half.
-      const __m256i sixteens = _mm256_hadd_epi32(_mm256_hadd_epi32(fours[0], fours[1]),
-                                                 _mm256_hadd_epi32(fours[2], fours[3]));
+      const __m256i sixteens =
+          _mm256_hadd_epi32(_mm256_hadd_epi32(fours[0], fours[1]), _mm256_hadd_epi32(fours[2], fours[3]));
       const __m128i even = _mm256_castsi256_si128(sixteens), odd = _mm256_extracti128_si256(sixteens, 1);
       _mm_storeu_si128(reinterpret_cast<__m128i*>(sums), _mm_unpacklo_epi32(even, odd));
       _mm_storeu_si128(reinterpret_cast<__m128i*>(sums + 4), _mm_unpackhi_epi32(even, odd));

@@ -54,3 +54,11 @@ def test_an_unknown_kind_of_processor_names_the_possible_ones() -> None:
     with pytest.raises(ValueError, match=f"'zen0' is unknown; possible: {', '.join(_native.tuning_names())}"):
         _native.select_tuning("zen0")
     assert _native.tuning_name() in _native.tuning_names()
+
+
+@pytest.mark.parametrize("isa", ops.supported_isas())
+def test_the_limits_are_measured_with_the_set_in_use(isa: str) -> None:
+    ops.select_isa(isa)
+    pool = ops.ThreadPool(1)
+    assert ops.measure_read_bandwidth(pool) > 1e8
+    assert (ops.measure_int8_peak(pool) > 1e9) == (isa != "scalar")
