@@ -1,6 +1,7 @@
 // Attention kernels for AVX2 with FMA and F16C: 16 lanes are two registers; the tiles and their order are in tile.inl.
 //
-// With 16 registers the tiles are 4 rows x 1 group or 1 row x 4 groups (8 accumulators). Widening f16 costs as much as
+// With 16 registers the tiles are 6 rows x 1 group (12 accumulators, which hide the latency of two multiply-adds a
+// cycle) or 1 row x 4 groups. Widening f16 costs as much as
 // two multiply-adds here, so from 8 rows on a block is widened once into scratch. Without VNNI the int8 dots are
 // vpmaddubsw on |q| and sign(k, q): with both within +-127 a pair sum is at most 32258, so it never saturates.
 #if defined(__x86_64__) || defined(_M_X64)
@@ -29,10 +30,10 @@ struct V {
   struct I {
     __m256i a, b;
   };
-  static constexpr int kMostRows = 4;
+  static constexpr int kMostRows = 6, kMostQuantRows = 4;
   static constexpr int kAccumulators = 6;  // pairs of registers, for sum_values
   static int widen_rows() { return 8; }
-  static constexpr int dot_groups(int rows) { return 4 / rows; }
+  static constexpr int dot_groups(int rows) { return rows > 4 ? 1 : 4 / rows; }
   static constexpr int kQuantRows = 2;
   static constexpr int quant_blocks(int rows) { return rows == 2 ? 1 : 2; }
   static constexpr int quant_groups(int rows) { return rows == 1 ? 2 : 1; }

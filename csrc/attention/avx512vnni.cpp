@@ -32,7 +32,7 @@ namespace {
 struct V {
   using F = __m512;
   using I = __m512i;
-  static constexpr int kMostRows = 8;
+  static constexpr int kMostRows = 8, kMostQuantRows = 8;
   static constexpr int kAccumulators = 24;  // of 32 registers, for sum_values
   // f16: from here on a block is widened once into scratch.
   static int widen_rows() { return tuning().widen_in_tiles ? kTileRows + 1 : 16; }

@@ -7,7 +7,8 @@
 // of the block in the first-level cache, and the softmax, which waits for results rather than for a pipe, has many rows
 // to go on with. Scores: MR rows x NG groups of 16 positions, one accumulator each; a key vector is widened once and
 // multiplied with a broadcast of q[d] of every row, so nothing is summed across lanes. Values: MR rows x NV vectors of
-// dims, a value vector is widened once for all rows. MR is the largest power of two that the rows left allow.
+// dims, a value vector is widened once for all rows. MR is the most that the registers allow, then
+// powers of two for the rows left.
 //
 // Few rows (decode) are bound by memory, so the loops prefetch one head's share of a block ahead: its keys while scores
 // are computed, its values while values are summed, also across segments; a task's first share at once. A task of one
@@ -55,15 +56,15 @@ struct Seen {
   }
 };
 
-// Calls each(row, count) for tiles of 8, 4, 2 and 1 rows, count being a constant.
+// Calls each(row, count) for tiles of kMost, 4, 2 and 1 rows, count being a constant.
 template <int N>
 struct Count {
   static constexpr int value = N;
 };
-template <class Each>
+template <int kMost, class Each>
 static inline void in_tiles(int row, int end, Each each) noexcept {
-  if constexpr (V::kMostRows >= 8)
-    for (; row + 8 <= end; row += 8) each(row, Count<8>{});
+  if constexpr (kMost > 4)
+    for (; row + kMost <= end; row += kMost) each(row, Count<kMost>{});
   for (; row + 4 <= end; row += 4) each(row, Count<4>{});
   if (row + 2 <= end) {
     each(row, Count<2>{});
@@ -77,7 +78,9 @@ static inline void in_tiles(int row, int end, Each each) noexcept {
 template <class KE>
 static inline void score_run(const AttendArgs& a, const Scratch& s, BlockView& block, const Seen& seen, int row,
                              int end) noexcept {
-  constexpr int MR = V::kMostRows, kMost = KE::kSize == 1 ? V::quant_groups(MR) : V::dot_groups(MR);
+  constexpr bool kQuantised = KE::kSize == 1;
+  constexpr int MR = kQuantised ? V::kMostQuantRows : V::kMostRows;
+  constexpr int kMost = kQuantised ? V::quant_groups(MR) : V::dot_groups(MR);
   const int whole = row + (end - row) / MR * MR;
   for (int g = 0; row < whole && g < kBlock / kLanes; g += kMost) {
     for (int r = row; r < whole; r += MR) {
@@ -87,7 +90,7 @@ static inline void score_run(const AttendArgs& a, const Scratch& s, BlockView& b
         score_rows<KE, MR>(a, s, block, r, first > g ? first : g, last < g + kMost ? last : g + kMost);
     }
   }
-  in_tiles(whole, end, [&](int r, auto n) {
+  in_tiles<MR>(whole, end, [&](int r, auto n) {
     constexpr int kRows = decltype(n)::value;
     const Seen::Range range = seen.of<kRows>(r);
     if (range.from < range.to)
@@ -139,7 +142,7 @@ template <class VE, bool kQuantised>
 static inline void value_run(const AttendArgs& a, const Scratch& s, BlockView& block, const Seen& seen, int row,
                              int end) noexcept {
   if constexpr (kQuantised) round_weights(a, s, block, row, end);
-  in_tiles(row, end, [&](int r, auto n) {
+  in_tiles<V::kMostRows>(row, end, [&](int r, auto n) {
     constexpr int kRows = decltype(n)::value;
     const Seen::Range range = seen.of<kRows>(r);
     if (range.from >= range.to) return;
