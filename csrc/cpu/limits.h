@@ -10,8 +10,8 @@ namespace phlite {
 // `n_rounds` that only read and as many that ask the memory ahead.
 double measure_read_bandwidth(ThreadPool& pool, size_t n_bytes, int n_rounds);
 
-// 8-bit multiply-adds per second that the threads reach together from registers with the instruction set in use; 0 without
-// vectors. With AVX2 the products alone, which leave their sums to be added.
+// 8-bit multiply-adds per second that the threads reach together from registers with the instruction set in use; 0
+// without vectors. With AVX2 the products alone, which leave their sums to be added.
 double measure_int8_peak(ThreadPool& pool, int n_rounds);
 
 }  // namespace phlite
