@@ -1,9 +1,9 @@
 // Attention kernels for AVX2 with FMA and F16C: 16 lanes are two registers; the tiles and their order are in tile.inl.
 //
 // With 16 registers the tiles are 6 rows x 1 group (12 accumulators, which hide the latency of two multiply-adds a
-// cycle) or 1 row x 4 groups. Widening f16 costs as much as
-// two multiply-adds here, so from 8 rows on a block is widened once into scratch. Without VNNI the int8 dots are
-// vpmaddubsw on |q| and sign(k, q): with both within +-127 a pair sum is at most 32258, so it never saturates.
+// cycle; 4 rows for a q8_0 cache, whose dots need more) or 1 row x 4 groups. Widening f16 costs as much as two
+// multiply-adds here, so from 8 rows on a block is widened once into scratch. Without VNNI the int8 dots are vpmaddubsw
+// on |q| and sign(k, q): with both within +-127 a pair sum is at most 32258, so it never saturates.
 #if defined(__x86_64__) || defined(_M_X64)
 #include <immintrin.h>
 

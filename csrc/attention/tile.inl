@@ -7,8 +7,8 @@
 // of the block in the first-level cache, and the softmax, which waits for results rather than for a pipe, has many rows
 // to go on with. Scores: MR rows x NG groups of 16 positions, one accumulator each; a key vector is widened once and
 // multiplied with a broadcast of q[d] of every row, so nothing is summed across lanes. Values: MR rows x NV vectors of
-// dims, a value vector is widened once for all rows. MR is the most that the registers allow, then
-// powers of two for the rows left.
+// dims, a value vector is widened once for all rows. MR is the most that the registers
+// allow, then powers of two for the rows left.
 //
 // Few rows (decode) are bound by memory, so the loops prefetch one head's share of a block ahead: its keys while scores
 // are computed, its values while values are summed, also across segments; a task's first share at once. A task of one

@@ -3,9 +3,9 @@
 // The pairs of several steps are added in 16 bits (4-bit: 8 steps, 30,480 at most; 5-bit: 4 steps, 31,496; 6-bit: 2
 // steps, 32,004; signed 8-bit codes, as |code| times activation with the code's sign: 1 step, 32,512; all below
 // 32,768), 5- and 6-bit codes of a whole group where the activations are small enough, as they nearly always are; then
-// one vpmaddwd widens them and applies the scale of the group at once. Register tile: sixteen rows of
-// weights (two registers) times four rows of activations: eight sums, the codes, an activation and a product; totals
-// are added to in memory.
+// one vpmaddwd widens them and applies the scale of the group at once. Register tile: sixteen rows of weights (two
+// registers) times four rows of activations: eight sums, the codes, an activation and a product; totals are added to in
+// memory.
 #include "matmul/kernels.h"
 #include "support/prefetch.h"
 
@@ -33,8 +33,9 @@ struct VAvx2 : V256 {
   static constexpr bool kSums32 = false;  // `dot` adds into 16 bits
   static constexpr bool kPairs = false;
   static constexpr bool kLongSums = true;  // a group stays in 16 bits where its activations are small enough
-  // On Zen 3, once for all rows against again for every four, 8, 16, 32 and 128 rows: Q4_K 0.93, 1.03, 1.08, 1.1; Q6_K
-  // 1.11, 1.25, 1.34, 1.4; Q3_K 1.16, 1.32, 1.42; Q5_0 1.03, 1.15, 1.23, 1.32; Q4_0 0.86, 0.95, 1.00, 1.05.
+  // On Zen 3, once for all rows against again for every four, 8, 12, 24 and 32 rows: Q4_K 0.93, 0.98, 1.06, 1.08; Q6_K
+  // 1.11, 1.20, 1.30, 1.34; Q3_K 1.16, 1.25, 1.38, 1.42; Q5_0 1.03, 1.11, 1.19, 1.23; Q4_0 0.86, 0.92, 0.99, 1.00 (128:
+  // 1.05).
   static constexpr int64_t unpack_rows(int max_code, bool superblocks) {
     const bool simple = max_code <= 15 && max_code != 7;  // a mask, or a shift and a mask
     return superblocks ? (simple ? 16 : 8) : (simple ? 48 : 12);

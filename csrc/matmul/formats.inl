@@ -156,10 +156,11 @@ struct SuperFormat {
   }
 
   // Whether the sums of all groups of these rows fit 16 bits, whatever the codes are. Of Gaussian activations they do
-  // nearly always (Q4_K) or mostly (Q5_K, Q6_K).
+  // nearly always (Q4_K; long sums) or mostly (Q5_K, Q6_K).
   template <int M>
   static INLINE bool sums_fit(const Activations& act, int64_t at) {
-    constexpr int kMost = kLongSums || Offset < kMaxCode - Offset ? kMaxCode - (kLongSums ? 0 : Offset) : Offset;
+    constexpr int kFromOffset = Offset > kMaxCode - Offset ? Offset : kMaxCode - Offset;
+    constexpr int kMost = kLongSums ? kMaxCode : kFromOffset;
     if constexpr (!kLongSums && kMost * 127 * kGroupCols <= 32767) return true;
     const int16_t* reach = (kGroups == 16 ? act.reach16 : act.reach32) + at;
     bool fit = true;

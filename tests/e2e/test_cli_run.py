@@ -210,6 +210,22 @@ def test_a_reader_that_goes_away_is_no_error(endless_model: Path, program_enviro
     assert stderr == b""
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_under_the_output_is_one_line(program_environment: dict[str, str]) -> None:
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "phlite", "run", "haiku", "Write a haiku about rain", "--seed", "1"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            env=program_environment,
+            check=False,
+        )
+    assert (result.returncode, result.stderr.decode()) == (
+        2,
+        "phlite: cannot write the output: No space left on device; free some, or write elsewhere\n",
+    )
+
+
 def start(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "phlite", *arguments]
     return subprocess.Popen(

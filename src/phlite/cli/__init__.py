@@ -7,6 +7,7 @@ time until the first word counts, and argparse costs a tenth of the libraries th
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import io
@@ -58,6 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         if isinstance(error, PhliteError):
             print(f"phlite: {_one_line(str(error))}", file=sys.stderr)
+            return 2
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = error.filename or "the output"
+            print(f"phlite: cannot write {where}: {error.strerror}; free some, or write elsewhere", file=sys.stderr)
             return 2
         print(
             f"phlite: a bug, please report it: {type(error).__name__}: {_one_line(str(error))} (--debug shows where)",
