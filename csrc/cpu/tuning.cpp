@@ -7,11 +7,22 @@
 namespace phlite {
 namespace {
 
-constexpr Tuning kZen4 = {"zen4", false, false, false, false}, kZen5 = {"zen5", true, true, true, true},
-                 kOther = {"other", true, false, false, false};
+constexpr Tuning kTunings[] = {
+    {"zen3", false, FetchAhead::lines, false, false},
+    {"zen4", false, FetchAhead::none, false, false},
+    {"zen5", true, FetchAhead::slices, true, true},
+    {"other", true, FetchAhead::none, false, false},
+};
+constexpr const Tuning &kZen3 = kTunings[0], &kZen4 = kTunings[1], &kZen5 = kTunings[2], &kOther = kTunings[3];
+
+const Tuning& of_this_processor() {
+  if (amd_family() == 0) return kOther;
+  if (amd_family() >= 0x1A) return kZen5;
+  return isa_supported(Isa::avx512vnni) ? kZen4 : kZen3;
+}
 
 const Tuning*& current() {
-  static const Tuning* tuning = amd_family() == 0 ? &kOther : amd_family() < 0x1A ? &kZen4 : &kZen5;
+  static const Tuning* tuning = &of_this_processor();
   return tuning;
 }
 
@@ -19,15 +30,23 @@ const Tuning*& current() {
 
 const Tuning& tuning() { return *current(); }
 
-std::vector<std::string> tuning_names() { return {kZen4.name, kZen5.name, kOther.name}; }
+std::vector<std::string> tuning_names() {
+  std::vector<std::string> names;
+  for (const Tuning& t : kTunings) names.push_back(t.name);
+  return names;
+}
 
 void select_tuning(const std::string& name) {
-  for (const Tuning* t : {&kZen4, &kZen5, &kOther}) {
-    if (name != t->name) continue;
-    current() = t;
-    return;
+  std::string possible;
+  for (const Tuning& t : kTunings) {
+    if (name == t.name) {
+      current() = &t;
+      return;
+    }
+    possible += possible.empty() ? "" : ", ";
+    possible += t.name;
   }
-  throw std::invalid_argument("tuning '" + name + "' is unknown; possible: zen4, zen5, other");
+  throw std::invalid_argument("tuning '" + name + "' is unknown; possible: " + possible);
 }
 
 }  // namespace phlite

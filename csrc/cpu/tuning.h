@@ -6,15 +6,21 @@
 
 namespace phlite {
 
+// How weights are asked for some KB before they are used.
+enum class FetchAhead {
+  none,    // left to the processor (one row), or fetched a whole tile ahead (more rows)
+  slices,  // all lines of a slice of 256 columns, then the products of an earlier one
+  lines,   // line by line between the products
+};
+
 struct Tuning {
   const char* name;
   // AVX-512: some rows at once multiply two tiles of weights. Pays where two 512-bit products start per cycle but only
   // two loads, so that loads would limit one tile; Zen 4 works 512 bits off in two halves and gains nothing.
   bool two_tiles;
-  // Weights are asked for some KB before they are used, not left to the processor (one row) or fetched a whole tile
-  // ahead (more rows). Q4_K from memory, one row, one thread: 21 GB/s without and 40 GB/s with it on Zen 5, of 41 that
-  // the core can read; on Zen 4 0.86 to 0.91 instead of 0.93 of that; on Zen 3 (AVX2) 1.00 to 1.03 times as fast.
-  bool fetch_ahead;
+  // Q4_K from memory, one row, one thread, of what plain reads take: on Zen 3 0.67 without, 0.70 by slices, 0.88 by
+  // lines; on Zen 4 0.93 without, 0.86 to 0.91 by slices; on Zen 5 0.5 without, 0.97 by slices, 0.9 by lines.
+  FetchAhead fetch_ahead;
   // AVX-512: attention over an f16 cache widens keys and values beside its multiply-adds instead of once for all rows
   // into memory: 1.05 times as fast on Zen 5.
   bool widen_in_tiles;

@@ -17,6 +17,7 @@
 #include <initializer_list>
 
 #include "cpu/isa.h"
+#include "cpu/tuning.h"
 #include "matmul/packed_format.h"
 
 namespace phlite {
@@ -73,7 +74,7 @@ struct TileArgs {
   // Of a pair of tiles of one format: from the first one to the second one, in bytes; from the outputs of the first one
   // to those of the second one, in floats.
   int64_t second_tile = 0, second_out = 0;
-  bool fetch_ahead = false;  // ask the memory for what the first rows will soon need, see cpu/tuning.h
+  FetchAhead fetch_ahead = FetchAhead::none;  // of what the first rows will soon need
 };
 
 // Formats whose codes take long to unpack do it once for each slice of 256 columns, into the first-level cache, where

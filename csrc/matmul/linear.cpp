@@ -155,7 +155,7 @@ struct Job {
     a.ld = p.ld;
     a.residual = p.residual;
     a.next = next < 0 ? nullptr : w.storage() + tiles[next].offset;
-    a.fetch_ahead = tuning.fetch_ahead && w.n_bytes() >= kFetchedBytes;
+    a.fetch_ahead = w.n_bytes() >= kFetchedBytes ? tuning.fetch_ahead : FetchAhead::none;
     if (!pair) return kernels.tile[tile.format](a);
     a.second_tile = tiles[i + 1].offset - tile.offset;
     a.second_out = p.second;

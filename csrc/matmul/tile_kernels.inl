@@ -18,7 +18,7 @@
 // too late where much is computed between them: so the slices some KB ahead are asked for, in the next tile too. If
 // there is but one group, nobody needs them a second time.
 template <class F, int G>
-INLINE void fetch_ahead(const TileArgs& a, int64_t b, int64_t n_slices) {
+INLINE void fetch_slice(const TileArgs& a, int64_t b, int64_t n_slices) {
   using V = typename F::V;
   constexpr int64_t kBytes = G <= 2 ? 4608 : 9216;
   constexpr int64_t kAhead = F::kSliceBytes < kBytes ? kBytes / F::kSliceBytes : 1;
@@ -50,16 +50,17 @@ INLINE void add_tile(const TileArgs& a, int64_t row, int part, int lane) {
   // then, and the memory is idle. One row alone leaves that to the processor.
   constexpr int kLarge = V::kMaxRows < 8 ? V::kMaxRows : 8;
   const int64_t n_left = a.n_rows - row;
-  const bool fetch_next =
-      G > 1 && !a.fetch_ahead && a.next && part == 0 && (a.n_rows < kLarge || (G >= kLarge && n_left - G < kLarge));
+  const bool fetch_next = G > 1 && a.fetch_ahead == FetchAhead::none && a.next && part == 0 &&
+                          (a.n_rows < kLarge || (G >= kLarge && n_left - G < kLarge));
+  const bool ahead = a.fetch_ahead != FetchAhead::none && row == 0;
+  const bool by_line = ahead && (a.fetch_ahead == FetchAhead::lines || (F::kLongSlices && G <= 2));
   for (int64_t b = 0; b < n_slices; ++b) {
-    constexpr bool kByLine = F::kFetchesLines && G <= 2;
-    if constexpr (V::kOutputs == kTileRows && !kByLine)
-      if (a.fetch_ahead && row == 0) fetch_ahead<F, G>(a, b, n_slices);
+    if constexpr (V::kOutputs == kTileRows)
+      if (ahead && !by_line) fetch_slice<F, G>(a, b, n_slices);
     if (fetch_next)
       for (int i = 0; i < F::kSliceBytes; i += kPlaneBytes) V::fetch_next(a, b * F::kSliceBytes + i);
     Place<V> p = F::place(V::tile(a), act.n_cols, b);
-    if constexpr (kByLine) p.fetch_ahead = a.fetch_ahead && row == 0;
+    p.fetch_ahead = by_line;
     F::template add_slice<M, G>(p, act, b, a.row + row + part, part, lane, acc);
   }
   UNROLL for (int m = 0; m < M; ++m) store_sum<V>(a, row + part + m, lane, acc[m]);
