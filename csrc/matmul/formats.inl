@@ -7,11 +7,17 @@
 //   kUnpackRows                                 from how many rows on it is unpacked for all; if ever, also:
 //   Wide, unpack(place, n_cols, lane, scratch)  the same format with plain bytes for codes and int32 scales; the
 //                                               arithmetic, and so every bit of the result, stays. n_cols: of the slice
+struct LinesAhead {
+  bool wanted = false;
+  const uint8_t* end = nullptr;  // of the tile
+  int64_t to_next = 0;           // bytes from there to the tile to come
+};
+
 template <class V>
 struct Place {
   typename V::Bytes header;
   typename V::Bytes body;
-  bool fetch_ahead = false;  // line by line, see below
+  LinesAhead ahead{};
 };
 
 // Of what a group of G rows will soon read, as many lines as it reads now. Groups that follow a largest one read them
@@ -19,13 +25,14 @@ struct Place {
 template <int N, int G, int Ahead = 2560, class V>
 INLINE void fetch_lines(const Place<V>& p, typename V::Bytes lines) {
   if constexpr (V::kOutputs == kTileRows) {
-    if (!p.fetch_ahead) return;
+    if (!p.ahead.wanted) return;
+    const uint8_t* first = lines + Ahead;
+    if (first >= p.ahead.end) first += p.ahead.to_next;
     UNROLL for (int i = 0; i < N; ++i) {
-      const uint8_t* line = lines + Ahead + i * kPlaneBytes;
       if constexpr (G < V::kMaxRows)
-        V::fetch_once(line);
+        V::fetch_once(first + i * kPlaneBytes);
       else
-        V::prefetch(line);
+        V::prefetch(first + i * kPlaneBytes);
     }
   }
 }

@@ -54,13 +54,18 @@ INLINE void add_tile(const TileArgs& a, int64_t row, int part, int lane) {
                           (a.n_rows < kLarge || (G >= kLarge && n_left - G < kLarge));
   const bool ahead = a.fetch_ahead != FetchAhead::none && row == 0;
   const bool by_line = ahead && (a.fetch_ahead == FetchAhead::lines || (F::kLongSlices && G <= 2));
+  LinesAhead lines;
+  if constexpr (V::kOutputs == kTileRows) {
+    lines = {by_line, F::place(a.tile, act.n_cols, n_slices).body, 0};
+    if (a.next) lines.to_next = a.next - lines.end;
+  }
   for (int64_t b = 0; b < n_slices; ++b) {
     if constexpr (V::kOutputs == kTileRows)
       if (ahead && !by_line) fetch_slice<F, G>(a, b, n_slices);
     if (fetch_next)
       for (int i = 0; i < F::kSliceBytes; i += kPlaneBytes) V::fetch_next(a, b * F::kSliceBytes + i);
     Place<V> p = F::place(V::tile(a), act.n_cols, b);
-    p.fetch_ahead = by_line;
+    p.ahead = lines;
     F::template add_slice<M, G>(p, act, b, a.row + row + part, part, lane, acc);
   }
   UNROLL for (int m = 0; m < M; ++m) store_sum<V>(a, row + part + m, lane, acc[m]);
@@ -115,14 +120,20 @@ INLINE void unpacked_kernel(const TileArgs& a) {
   alignas(64) uint8_t scratch[Wide::kSliceBytes];
   alignas(64) float sums[kMaxTileRows * kTileRows];
   for (int64_t i = 0; i < a.n_rows * kTileRows; i += V::lanes) V::store_f(sums + i, V::zero_f());
+  const int64_t fetched = F::kSliceBytes / kPlaneBytes * V::kMaxRows / a.n_rows + 1;  // lines
   for (int64_t b = 0; b * kSuperblock < act.n_cols; ++b) {
     const int64_t left = act.n_cols - b * kSuperblock, n_cols = left < kSuperblock ? left : kSuperblock;
-    // The next slice (after the last one, usually the next tile) comes from memory while this one is multiplied.
+    // The next slice (after the last one, usually the next tile) comes from memory while this one is multiplied, a few
+    // lines beside every group of rows.
     const uint8_t* next = F::place(a.tile, act.n_cols, b + 1).body;
-    for (int i = 0; i < F::kSliceBytes; i += kPlaneBytes) V::prefetch(next + i);
+    const uint8_t* const end = next + F::kSliceBytes;
     for (int lane = 0; lane < kTileRows; lane += V::lanes) {
       const Place<V> p = F::unpack(F::place(a.tile, act.n_cols, b), n_cols, lane, scratch);
-#define CALL(M) add_to_sums<Wide, M>(p, a, b, row, lane, sums)
+#define CALL(M)                                                                             \
+  do {                                                                                      \
+    for (int i = 0; i < fetched && next < end; ++i, next += kPlaneBytes) V::prefetch(next); \
+    add_to_sums<Wide, M>(p, a, b, row, lane, sums);                                         \
+  } while (0)
       FOR_ROW_GROUPS(V, a.n_rows, CALL);
 #undef CALL
     }
