@@ -8,7 +8,7 @@ namespace phlite {
 namespace {
 
 constexpr Tuning kTunings[] = {
-    {"zen3", false, FetchAhead::lines, false, true},
+    {"zen3", false, FetchAhead::lines, false, false},
     {"zen4", false, FetchAhead::none, false, false},
     {"zen5", true, FetchAhead::slices, true, true},
     {"other", true, FetchAhead::none, false, false},
