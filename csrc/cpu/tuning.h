@@ -18,7 +18,7 @@ struct Tuning {
   // AVX-512: some rows at once multiply two tiles of weights. Pays where two 512-bit products start per cycle but only
   // two loads, so that loads would limit one tile; Zen 4 works 512 bits off in two halves and gains nothing.
   bool two_tiles;
-  // Q4_K from memory, one row, one thread, of what plain reads take: on Zen 3 0.67 without, 0.70 by slices, 0.88 by
+  // Q4_K from memory, one row, one thread, of what plain reads take: on Zen 3 0.67 without, 0.70 by slices, 0.93 by
   // lines; on Zen 4 0.93 without, 0.86 to 0.91 by slices; on Zen 5 0.5 without, 0.97 by slices, 0.9 by lines.
   FetchAhead fetch_ahead;
   // AVX-512: attention over an f16 cache widens keys and values beside its multiply-adds instead of once for all rows
@@ -28,7 +28,8 @@ struct Tuning {
   bool fetch_near;
 };
 
-// One of "zen4" (and what AMD built before), "zen5" (and later), "other"; from the start that of this processor.
+// One of "zen3" (and what AMD built before), "zen4", "zen5" (and later), "other"; from the start that of this
+// processor.
 const Tuning& tuning();
 
 // Chooses one by its name, for tests. Throws std::invalid_argument naming the possible ones.

@@ -1,5 +1,12 @@
 // Part of tile_kernels.inl: formats, what a slice of 256 columns adds to the sums.
 
+// Whether lines are asked for beside the products, and what comes behind the tile.
+struct LinesAhead {
+  bool wanted = false;
+  const uint8_t* end = nullptr;  // of the tile
+  int64_t to_next = 0;           // bytes from there to the tile to come
+};
+
 // A format F has, for one tile:
 //   place(tile, n_cols, b)                      where slice b begins: its part of the header and its planes
 //   add_slice<M>(place, act, b, row, lane, acc) acc[m] += slice b of the tile times row + m of the activations
@@ -7,12 +14,6 @@
 //   kUnpackRows                                 from how many rows on it is unpacked for all; if ever, also:
 //   Wide, unpack(place, n_cols, lane, scratch)  the same format with plain bytes for codes and int32 scales; the
 //                                               arithmetic, and so every bit of the result, stays. n_cols: of the slice
-struct LinesAhead {
-  bool wanted = false;
-  const uint8_t* end = nullptr;  // of the tile
-  int64_t to_next = 0;           // bytes from there to the tile to come
-};
-
 template <class V>
 struct Place {
   typename V::Bytes header;

@@ -31,6 +31,16 @@ INLINE void fetch_slice(const TileArgs& a, int64_t b, int64_t n_slices) {
     for (int i = 0; i < F::kSliceBytes; i += kPlaneBytes) V::prefetch(slice + i);
 }
 
+template <class F>
+INLINE LinesAhead lines_ahead(const TileArgs& a, int64_t n_slices) {
+  if constexpr (F::V::kOutputs == kTileRows) {
+    const uint8_t* end = F::place(a.tile, a.act->n_cols, n_slices).body;
+    return {true, end, a.next ? a.next - end : 0};
+  } else {
+    return {};  // two tiles
+  }
+}
+
 template <class V>
 INLINE void store_sum(const TileArgs& a, int64_t row, int lane, typename V::F sum) {
   const int64_t at = row * a.ld + lane;
@@ -54,11 +64,7 @@ INLINE void add_tile(const TileArgs& a, int64_t row, int part, int lane) {
                           (a.n_rows < kLarge || (G >= kLarge && n_left - G < kLarge));
   const bool ahead = a.fetch_ahead != FetchAhead::none && row == 0;
   const bool by_line = ahead && (a.fetch_ahead == FetchAhead::lines || (F::kLongSlices && G <= 2));
-  LinesAhead lines;
-  if constexpr (V::kOutputs == kTileRows) {
-    lines = {by_line, F::place(a.tile, act.n_cols, n_slices).body, 0};
-    if (a.next) lines.to_next = a.next - lines.end;
-  }
+  const LinesAhead lines = by_line ? lines_ahead<F>(a, n_slices) : LinesAhead{};
   for (int64_t b = 0; b < n_slices; ++b) {
     if constexpr (V::kOutputs == kTileRows)
       if (ahead && !by_line) fetch_slice<F, G>(a, b, n_slices);
