@@ -183,12 +183,10 @@ struct V512 {
   static INLINE void sum_bytes(const int8_t* q, int32_t* sums) {  // of q[0 .. 15] and of q[16 .. 31]
     const __m256i offset =
         _mm256_xor_si256(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(q)), _mm256_set1_epi8(-128));
-    sum_unsigned(offset, sums);
-    sums[0] -= 16 * 128;
-    sums[1] -= 16 * 128;
-  }
-  static INLINE void sum_sizes(const int8_t* q, int32_t* sums) {  // the same of their magnitudes
-    sum_unsigned(_mm256_abs_epi8(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(q))), sums);
+    const __m256i eights = _mm256_sad_epu8(offset, _mm256_setzero_si256());
+    const __m256i both = _mm256_add_epi32(eights, _mm256_unpackhi_epi64(eights, eights));
+    sums[0] = _mm256_cvtsi256_si32(both) - 16 * 128;
+    sums[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(both, 1)) - 16 * 128;
   }
 
  private:
@@ -200,12 +198,6 @@ struct V512 {
   }
   static constexpr int spread(int b) {
     return static_cast<int>(0x80008000u | static_cast<unsigned>(b) | static_cast<unsigned>(b + 1) << 16);
-  }
-  static INLINE void sum_unsigned(__m256i bytes, int32_t* sums) {
-    const __m256i eights = _mm256_sad_epu8(bytes, _mm256_setzero_si256());
-    const __m256i both = _mm256_add_epi32(eights, _mm256_unpackhi_epi64(eights, eights));
-    sums[0] = _mm256_cvtsi256_si32(both);
-    sums[1] = _mm_cvtsi128_si32(_mm256_extracti128_si256(both, 1));
   }
   static INLINE __m256i load256(const uint8_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
 };

@@ -104,10 +104,11 @@ INLINE void note_pairs(const int32_t (&sums)[16], const int32_t (&sizes)[16], in
 }
 
 // Codes of n columns of a slice, a multiple of 32, whose block i of 32 is multiplied by inverse[i]; the sums of every
-// sixteen of them and, where wanted, of their magnitudes.
+// sixteen of them and, where groups are multiplied in pairs, of their magnitudes: q8k has whole slices only.
 template <class V>
 INLINE void round_columns(const float* x, const float* inverse, int n, int8_t* q, int32_t (&sums)[16],
-                          int32_t (&sizes)[16], bool want_sizes) {
+                          int32_t (&sizes)[16]) {
+  static_assert(V::kWholeSlices || !V::kPairs);
   if constexpr (V::kWholeSlices) {
     if (n == kSuperblock) return V::round_slice(x, inverse, q, sums, sizes);
   }
@@ -115,8 +116,6 @@ INLINE void round_columns(const float* x, const float* inverse, int n, int8_t* q
     for (int c = 0; c < 32; c += V::lanes)
       V::store_rounded(V::mul_f(V::load_f(x + i + c), V::set1_f(inverse[i / 32])), q + i + c);
     V::sum_bytes(q + i, sums + i / 16);
-    if constexpr (V::kPairs)
-      if (want_sizes) V::sum_sizes(q + i, sizes + i / 16);
   }
 }
 
@@ -134,7 +133,7 @@ void quantize_row(const float* x, int64_t row, ActivationKind kind, const Activa
       for (int i = 0; i < n / 32; ++i) block_scale(max_abs_bits<V>(x + k + i * 32, 32), act.d[at * 8 + i], inverse[i]);
     }
     int32_t sums[16] = {}, sizes[16] = {};
-    round_columns<V>(x + k, inverse, n, q + k, sums, sizes, pairs);
+    round_columns<V>(x + k, inverse, n, q + k, sums, sizes);
     for (int i = 0; i < 8; ++i) act.minus_sum32[at * 8 + i] = -(sums[2 * i] + sums[2 * i + 1]);
     if (kind == ActivationKind::q8k) {
       for (int i = 0; i < 16; ++i) act.bsum16[at * 16 + i] = static_cast<int16_t>(sums[i]);
