@@ -9,7 +9,9 @@ struct LinesAhead {
 
 // A format F has, for one tile:
 //   place(tile, n_cols, b)                      where slice b begins: its part of the header and its planes
-//   add_slice<M>(place, act, b, row, lane, acc) acc[m] += slice b of the tile times row + m of the activations
+//   add_slice<M, G>(place, act, b, row, part, lane, acc)
+//                                               acc[m] += slice b of the tile times row + m of the activations, rows
+//                                               part .. part + M - 1 of a group of G
 //   kLongSlices                                 whether a slice is too much to ask for at once, for one or two rows
 //   kUnpackRows                                 from how many rows on it is unpacked for all; if ever, also:
 //   Wide, unpack(place, n_cols, lane, scratch)  the same format with plain bytes for codes and int32 scales; the
@@ -354,7 +356,7 @@ struct FloatFormat {
   }
 
   template <int M, int G>
-  static INLINE void add_slice(Place<V> p, const Activations& act, int64_t b, int64_t row, int part, int lane,
+  static INLINE void add_slice(Place<V> p, const Activations& act, int64_t b, int64_t row, int /*part*/, int lane,
                                Fl (&acc)[M]) {
     const float* x = act.x + row * act.ld + b * kSuperblock;
     const int64_t n = act.n_cols - b * kSuperblock < kSuperblock ? act.n_cols - b * kSuperblock : kSuperblock;
