@@ -15,7 +15,7 @@ from kernels.matrix_case import KERNELS, select_kernels
 from phlite import ops
 from phlite.errors import ShapeError
 
-SHAPES = [(96, 2, 2), (64, 4, 2), (128, 4, 1), (16, 3, 3), (80, 5, 1), (30, 2, 1), (256, 2, 1)]
+SHAPES = [(96, 2, 2), (64, 4, 2), (128, 4, 1), (16, 3, 3), (80, 5, 1), (30, 2, 1), (112, 3, 1), (256, 2, 1)]
 DTYPES = ["f32", "f16", "q8_0"]
 
 
