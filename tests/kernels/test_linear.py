@@ -184,6 +184,22 @@ def test_norm_residual_and_wanted_rows(kernels: str, pool: ops.ThreadPool) -> No
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("ggml_type", [GGMLType.Q4_K, GGMLType.Q6_K, GGMLType.Q8_0, GGMLType.F16], ids=lambda t: t.name)
+def test_a_residual_is_added_after_the_product(ggml_type: GGMLType, kernels: str, pool: ops.ThreadPool) -> None:
+    """Two whole tiles go straight to the output, two at once where rows are many; the last one is not whole."""
+    select_kernels(kernels)
+    data, _ = random_matrix(ggml_type, 56, 256)
+    w = ops.pack_matrix([(data, ggml_type, 56)], 256, pool=pool)
+    rng = np.random.default_rng(15)
+    x, residual = rng.standard_normal((MANY_ROWS, 256), np.float32), rng.standard_normal((MANY_ROWS, 56), np.float32)
+    for n in (1, 13, MANY_ROWS):
+        expected = residual[:n] + ops.linear(x[:n], w, pool=pool)
+        out = residual[:n].copy()
+        assert np.array_equal(ops.linear(x[:n], w, pool=pool, residual=out), expected), f"{n} rows"
+        assert np.array_equal(ops.linear(x[:n], w, pool=pool, residual=out, out=out), expected), f"{n} rows in place"
+
+
 def test_out_may_be_the_residual(pool: ops.ThreadPool) -> None:
     data, _ = random_matrix(GGMLType.Q8_0, 64, 64)
     x = np.random.default_rng(9).standard_normal((MANY_ROWS, 64), np.float32)
