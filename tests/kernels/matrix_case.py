@@ -12,8 +12,14 @@ from phlite.gguf import BLOCK_SIZES, GGMLType
 from phlite.ops.reference import formats as reference_formats
 
 OWN_TUNING = _native.tuning_name()
-# Every instruction set of this machine, the best one with the kernels of every kind of processor.
-KERNELS = [f"{ops.supported_isas()[0]}/{tuning}" for tuning in _native.tuning_names()] + ops.supported_isas()[1:]
+_BEST, *_OTHERS = ops.supported_isas()
+# Every instruction set of this machine: the best one with the kernels of every kind of processor, further ones with the
+# two kinds that ask for weights ahead in different ways, the definition last.
+KERNELS = [
+    *(f"{_BEST}/{tuning}" for tuning in _native.tuning_names()),
+    *(f"{isa}/{tuning}" for isa in _OTHERS[:-1] for tuning in ("zen3", "zen5")),
+    "scalar",
+]
 
 
 def select_kernels(name: str) -> None:
