@@ -28,8 +28,8 @@ struct Tuning {
   bool fetch_near;
 };
 
-// One of "zen3" (and what AMD built before), "zen4", "zen5" (and later), "other"; from the start that of this
-// processor.
+// One of "zen3" (and what AMD built before, not measured), "zen4", "zen5" (and later), "other"; from the start that of
+// this processor.
 const Tuning& tuning();
 
 // Chooses one by its name, for tests. Throws std::invalid_argument naming the possible ones.
