@@ -35,6 +35,8 @@ struct V512 {
   // Q3_K: 167 against 148 G products per second; all others lose by it.
   static constexpr int64_t unpack_rows(int max_code, bool) { return max_code == 7 ? 48 : kNeverUnpack; }
   static constexpr int rows_at_once(int group) { return group; }
+  static constexpr int kMaxFloatRows = 12;
+  static constexpr int64_t kWidenFloatRows = kNeverUnpack;
 
   static constexpr int kOutputs = kTileRows;
   static INLINE F load_sum(const float* p) { return load_f(p); }

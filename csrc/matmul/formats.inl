@@ -13,6 +13,7 @@ struct LinesAhead {
 //                                               acc[m] += slice b of the tile times row + m of the activations, rows
 //                                               part .. part + M - 1 of a group of G
 //   kLongSlices                                 whether a slice is too much to ask for at once, for one or two rows
+//   kMaxRows                                    the most rows of a group
 //   kUnpackRows                                 from how many rows on it is unpacked for all; if ever, also:
 //   Wide, unpack(place, n_cols, lane, scratch)  the same format with plain bytes for codes and int32 scales; the
 //                                               arithmetic, and so every bit of the result, stays. n_cols: of the slice
@@ -132,6 +133,7 @@ struct SuperFormat {
   static constexpr bool kLongSums = V::kLongSums && kMaxCode > 15 && kMaxCode <= 63;
   static constexpr int64_t kUnpackRows = V::unpack_rows(kMaxCode, true);
   static constexpr bool kLongSlices = false;
+  static constexpr int kMaxRows = V::kMaxRows;
   using Wide = SuperFormat<V, PlainCodes<V, 64 / kGroups, kMaxCode>, PlainScales<V, kGroups>, kWideCodes,
                            kWideCodes + 64, Offset, Min, true>;
 
@@ -274,6 +276,7 @@ struct BlockFormat {
   static constexpr int kSliceBytes = 8 * (kHeader + C::kPlanes * kPlaneBytes);
   static constexpr bool kPlain = C::kPlanes == C::kSteps, kLongSlices = false;  // nothing to unpack
   static constexpr int64_t kUnpackRows = kPlain ? kNeverUnpack : V::unpack_rows(C::kMaxCode, false);
+  static constexpr int kMaxRows = V::kMaxRows;
   using Wide = BlockFormat<V, PlainCodes<V, C::kSteps, C::kMaxCode>, Min, Offset>;
 
   static INLINE Place<V> place(typename V::Bytes tile, int64_t n_cols, int64_t b) {
@@ -341,8 +344,10 @@ struct FloatFormat {
   using Fl = typename V::F;
   static constexpr int kBytes = Type == GGMLType::F32 ? 4 : 2, kSliceBytes = kSuperblock * kTileRows * kBytes;
   static constexpr int kLineCols = kPlaneBytes > kTileRows* kBytes ? kPlaneBytes / (kTileRows * kBytes) : 1;
-  static constexpr int64_t kUnpackRows = kNeverUnpack;
+  static constexpr int64_t kUnpackRows = Type == GGMLType::F32 ? kNeverUnpack : V::kWidenFloatRows;
   static constexpr bool kLongSlices = true;
+  static constexpr int kMaxRows = V::kMaxFloatRows;
+  using Wide = FloatFormat<V, GGMLType::F32>;
 
   static INLINE Place<V> place(typename V::Bytes tile, int64_t, int64_t b) { return {tile, tile + b * kSliceBytes}; }
 
@@ -366,6 +371,13 @@ struct FloatFormat {
       const Fl column = weight(w);
       UNROLL for (int m = 0; m < M; ++m) acc[m] = V::fma(column, V::set1_f(x[m * act.ld + k]), acc[m]);
     }
+  }
+
+  static INLINE Place<V> unpack(Place<V> p, int64_t n_cols, int lane, uint8_t* out) {
+    for (int64_t k = 0; k < n_cols; ++k)
+      V::store_f(reinterpret_cast<float*>(out) + k * kTileRows + lane,
+                 weight(p.body + (k * kTileRows + lane) * kBytes));
+    return {out, out};
   }
 };
 

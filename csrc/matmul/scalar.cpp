@@ -28,6 +28,8 @@ struct V1 {
   static constexpr int lanes = 1, kFewRows = 0, kMaxRows = 1, kSignedOffset = 0;
   static constexpr int64_t unpack_rows(int, bool superblocks) { return superblocks ? 48 : kNeverUnpack; }
   static constexpr int rows_at_once(int group) { return group; }
+  static constexpr int kMaxFloatRows = 1;
+  static constexpr int64_t kWidenFloatRows = kNeverUnpack;
   static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
   static constexpr bool kPairs = false, kLongSums = false, kWholeSlices = false;
 

@@ -103,19 +103,22 @@ INLINE void add_to_sums(Place<typename F::V> p, const TileArgs& a, int64_t b, in
   }
 }
 
-// Calls f<G>(row) for groups of rows that cover [0, n), as large as the instruction set takes them.
-#define FOR_ROW_GROUPS(V, n, CALL)                 \
-  do {                                             \
-    int64_t row = 0;                               \
-    if constexpr (V::kMaxRows >= 12)               \
-      for (; (n) - row >= 12; row += 12) CALL(12); \
-    if constexpr (V::kMaxRows >= 8)                \
-      for (; (n) - row >= 8; row += 8) CALL(8);    \
-    if constexpr (V::kMaxRows >= 4)                \
-      for (; (n) - row >= 4; row += 4) CALL(4);    \
-    if constexpr (V::kMaxRows >= 2)                \
-      for (; (n) - row >= 2; row += 2) CALL(2);    \
-    for (; row < (n); ++row) CALL(1);              \
+// Calls CALL(G) for groups of G rows that cover [0, n), as large as the registers hold; eight rows are twice four where
+// six is the most.
+#define FOR_ROW_GROUPS(kMost, n, CALL)                            \
+  do {                                                            \
+    int64_t row = 0;                                              \
+    if constexpr ((kMost) >= 12)                                  \
+      for (; (n) - row >= 12; row += 12) CALL(12);                \
+    if constexpr ((kMost) >= 8)                                   \
+      for (; (n) - row >= 8; row += 8) CALL(8);                   \
+    if constexpr ((kMost) == 6)                                   \
+      for (; (n) - row >= 6 && (n) - row != 8; row += 6) CALL(6); \
+    if constexpr ((kMost) >= 4)                                   \
+      for (; (n) - row >= 4; row += 4) CALL(4);                   \
+    if constexpr ((kMost) >= 2)                                   \
+      for (; (n) - row >= 2; row += 2) CALL(2);                   \
+    for (; row < (n); ++row) CALL(1);                             \
   } while (0)
 
 template <class F>
@@ -126,7 +129,7 @@ INLINE void unpacked_kernel(const TileArgs& a) {
   alignas(64) uint8_t scratch[Wide::kSliceBytes];
   alignas(64) float sums[kMaxTileRows * kTileRows];
   for (int64_t i = 0; i < a.n_rows * kTileRows; i += V::lanes) V::store_f(sums + i, V::zero_f());
-  const int64_t fetched = F::kSliceBytes / kPlaneBytes * V::kMaxRows / a.n_rows + 1;  // lines
+  const int64_t fetched = F::kSliceBytes / kPlaneBytes * F::kMaxRows / a.n_rows + 1;  // lines
   for (int64_t b = 0; b * kSuperblock < act.n_cols; ++b) {
     const int64_t left = act.n_cols - b * kSuperblock, n_cols = left < kSuperblock ? left : kSuperblock;
     // The next slice (after the last one, usually the next tile) comes from memory while this one is multiplied, a few
@@ -140,7 +143,7 @@ INLINE void unpacked_kernel(const TileArgs& a) {
     for (int i = 0; i < fetched && next < end; ++i, next += kPlaneBytes) V::prefetch(next); \
     add_to_sums<Wide, M>(p, a, b, row, lane, sums);                                         \
   } while (0)
-      FOR_ROW_GROUPS(V, a.n_rows, CALL);
+      FOR_ROW_GROUPS(F::kMaxRows, a.n_rows, CALL);
 #undef CALL
     }
   }
@@ -154,7 +157,7 @@ void tile_kernel(const TileArgs& a) noexcept {
   }
   for (int lane = 0; lane < kTileRows; lane += V::lanes) {
 #define CALL(M) add_rows<F, M>(a, row, lane)
-    FOR_ROW_GROUPS(V, a.n_rows, CALL);
+    FOR_ROW_GROUPS(F::kMaxRows, a.n_rows, CALL);
 #undef CALL
   }
 }

@@ -23,7 +23,8 @@ struct TwoTiles {
     }
   };
   static constexpr int lanes = V::lanes, kOutputs = 2 * kTileRows, kMaxRows = V::kMaxRows, kFewRows = 0,
-                       kSignedOffset = V::kSignedOffset;
+                       kMaxFloatRows = V::kMaxFloatRows, kSignedOffset = V::kSignedOffset;
+  static constexpr int64_t kWidenFloatRows = kNeverUnpack;
   static constexpr bool kSums32 = V::kSums32, kPairs = V::kPairs, kLongSums = V::kLongSums;
   static constexpr int64_t unpack_rows(int max_code, bool superblocks) {
     return superblocks && max_code <= 63 ? 0 : kNeverUnpack;
@@ -157,11 +158,11 @@ void two_tile_kernel(const TileArgs& a) noexcept {
       One::unpack(One::place(a.tile + a.second_tile, act.n_cols, b), kSuperblock, 0, scratch + Codes::kSliceBytes);
       const typename Two::Bytes unpacked{scratch, Codes::kSliceBytes};
       const Place<Two> codes{unpacked, unpacked};
-      FOR_ROW_GROUPS(Two, a.n_rows, CALL);
+      FOR_ROW_GROUPS(Two::kMaxRows, a.n_rows, CALL);
     } else {
       using Codes = Packed;
       const Place<Two>& codes = p;
-      FOR_ROW_GROUPS(Two, a.n_rows, CALL);
+      FOR_ROW_GROUPS(Two::kMaxRows, a.n_rows, CALL);
     }
 #undef CALL
   }
