@@ -91,7 +91,8 @@ constexpr int64_t kMaxTileRows = 192;
 
 struct MatmulKernels {
   using TileFn = void (*)(const TileArgs&) noexcept;
-  int max_rows;  // rows of the largest group
+  int max_rows;           // rows of the largest group
+  bool floats_by_slices;  // whether many rows meet 16-bit float weights slice by slice
   TileFn tile[kPackedFormatCount];
   TileFn two_tiles[kPackedFormatCount];    // of one format at once, for many rows; null where there is no such kernel
   int two_tiles_rows[kPackedFormatCount];  // from how many rows on that is faster, at least kTwoTilesRows
