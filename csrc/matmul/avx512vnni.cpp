@@ -48,6 +48,7 @@ struct V512 {
   static INLINE void store_out(const TileArgs&, float* p, F v) { store_f(p, v); }
   static INLINE void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
   static INLINE void fetch_once(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_NTA); }
+  static INLINE void prefetch_l2(const uint8_t* p) { phlite::prefetch(p); }
   static INLINE I zero() { return _mm512_setzero_si512(); }
   static INLINE F zero_f() { return _mm512_setzero_ps(); }
   static INLINE I set1(int32_t v) { return _mm512_set1_epi32(v); }

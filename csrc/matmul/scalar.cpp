@@ -43,6 +43,7 @@ struct V1 {
   static INLINE void store_out(const TileArgs&, float* p, F v) { store_f(p, v); }
   static void prefetch(const uint8_t*) {}
   static void fetch_once(const uint8_t*) {}
+  static void prefetch_l2(const uint8_t*) {}
   static I zero() { return 0; }
   static F zero_f() { return 0.0f; }
   static I set1(int64_t v) { return static_cast<I>(v); }

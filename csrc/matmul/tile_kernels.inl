@@ -31,14 +31,23 @@ INLINE void fetch_slice(const TileArgs& a, int64_t b, int64_t n_slices) {
     for (int i = 0; i < F::kSliceBytes; i += kPlaneBytes) V::prefetch(slice + i);
 }
 
+// How far lines are asked for ahead of the place that the sizes of both halves give; nearly any distance does.
+constexpr int kLinesAhead = 2560;
+
 template <class F>
 INLINE LinesAhead lines_ahead(const TileArgs& a, int64_t n_slices) {
-  if constexpr (F::V::kOutputs == kTileRows) {
-    const uint8_t* end = F::place(a.tile, a.act->n_cols, n_slices).body;
-    return {true, end, a.next ? a.next - end : 0};
-  } else {
-    return {};  // two tiles
+  using V = typename F::V;
+  LinesAhead ahead;
+  if constexpr (V::kOutputs == kTileRows) {
+    ahead.streams = a.fetch_ahead == FetchAhead::lines ? LinesAhead::two : LinesAhead::one;
+    ahead.tile = a.tile;
+    ahead.end = F::place(a.tile, a.act->n_cols, n_slices).body;
+    ahead.to_next = a.next ? a.next - ahead.end : 0;
+    const int64_t half = round_to_plane((ahead.end - a.tile) / 2);
+    ahead.this_half = a.tile + half + kLinesAhead + kPlaneBytes / 2;  // rounds an odd number of lines up
+    ahead.next_half = a.next ? a.next + kLinesAhead : a.tile;
   }
+  return ahead;
 }
 
 template <class V>
@@ -65,6 +74,10 @@ INLINE void add_tile(const TileArgs& a, int64_t row, int part, int lane) {
   const bool ahead = a.fetch_ahead != FetchAhead::none && row == 0;
   const bool by_line = ahead && (a.fetch_ahead == FetchAhead::lines || (F::kLongSlices && G <= 2));
   const LinesAhead lines = by_line ? lines_ahead<F>(a, n_slices) : LinesAhead{};
+  if (by_line)  // what lies in front of the slices
+    for (typename V::Bytes line = V::tile(a), end = F::place(line, act.n_cols, 0).body; line != end;
+         line += kPlaneBytes)
+      fetch_lines<1>(Place<V>{line, line, lines}, line);
   for (int64_t b = 0; b < n_slices; ++b) {
     if constexpr (V::kOutputs == kTileRows)
       if (ahead && !by_line) fetch_slice<F, G>(a, b, n_slices);

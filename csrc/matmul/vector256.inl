@@ -29,6 +29,7 @@ struct V256 {
   static INLINE void store_out(const TileArgs&, float* p, F v) { store_f(p, v); }
   static INLINE void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
   static INLINE void fetch_once(const uint8_t* p) { prefetch(p); }  // not NTA: Q8_0 on Zen 3 1.07 times as fast
+  static INLINE void prefetch_l2(const uint8_t* p) { phlite::prefetch(p); }
   static INLINE I zero() { return both(_mm256_setzero_si256()); }
   static INLINE F zero_f() { return both(_mm256_setzero_ps()); }
   static INLINE I set1(int64_t v) { return both(_mm256_set1_epi32(static_cast<int32_t>(v))); }
