@@ -37,6 +37,7 @@ struct V {
   static constexpr int kQuantRows = 2;
   static constexpr int quant_blocks(int rows) { return rows == 2 ? 1 : 2; }
   static constexpr int quant_groups(int rows) { return rows == 1 ? 2 : 1; }
+  static constexpr bool kTwoStreams = true;  // of what is fetched ahead
 
   static F zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
   static F set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }

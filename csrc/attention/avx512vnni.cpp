@@ -40,6 +40,7 @@ struct V {
   static constexpr int kQuantRows = 8;
   static constexpr int quant_blocks(int rows) { return rows == 8 ? 1 : rows == 4 ? 3 : 4; }
   static constexpr int quant_groups(int rows) { return rows == 8 ? 2 : 4; }
+  static constexpr bool kTwoStreams = false;  // of what is fetched ahead
 
   static F zero() { return _mm512_setzero_ps(); }
   static F set1(float x) { return _mm512_set1_ps(x); }

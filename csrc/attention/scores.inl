@@ -22,25 +22,33 @@ struct WideKV {  // int8 values widened to int16
   static V::I load(const void* values, size_t at) { return V::load_i16(static_cast<const int16_t*>(values) + at); }
 };
 
-// Bytes that are fetched while others are used, some lines at a time.
+// Bytes that are fetched while others are used, some lines at a time: one stream or, if V::kTwoStreams and not near,
+// two of the same length.
 struct Ahead {
   const uint8_t* at = nullptr;
   const uint8_t* end = nullptr;
   bool near = false;  // into the first-level cache, not the second
+  const uint8_t* second = nullptr;
 
-  // N lines for a tile of few rows; one line, and never near, for one of many, which has other things to wait for.
+  // N lines for a tile of few rows; one line of each stream, and never near, for one of many, which has other things to
+  // wait for.
   template <int MR, int N>
   PHLITE_INLINE void fetch() {
     if (at >= end) return;
-    constexpr int kLines = MR <= 4 ? N : 1;
     if (MR <= 4 && near) {
 #pragma GCC unroll 8
-      for (int i = 0; i < kLines; ++i) V::prefetch_near(at + i * 64);
-    } else {
+      for (int i = 0; i < N; ++i) V::prefetch_near(at + i * 64);
+      at += N * 64;
+      return;
+    }
+    constexpr int kLines = MR > 4 ? 1 : V::kTwoStreams ? (N + 1) / 2 : N;
 #pragma GCC unroll 8
-      for (int i = 0; i < kLines; ++i) V::prefetch(at + i * 64);
+    for (int i = 0; i < kLines; ++i) {
+      V::prefetch(at + i * 64);
+      if constexpr (V::kTwoStreams) V::prefetch(second + i * 64);
     }
     at += kLines * 64;
+    if constexpr (V::kTwoStreams) second += kLines * 64;
   }
   PHLITE_INLINE void fetch_rest() {
     while (at < end) fetch<1, 1>();

@@ -15,8 +15,9 @@
 // new token has several heads, whose shares of a block lie together: the hardware's prefetchers lose their way less
 // often (f16 1.06, q8_0 1.19 times as fast on Zen 5). Only what some row sees is fetched, so that a short context costs
 // little; into the first-level cache on Zen 5 (1.08 and 1.06 more), into the second elsewhere: on Zen 4 one core read
-// 30 % slower into the first, with the hardware's prefetchers alone 30 to 40 %. With many rows the same loops fetch a
-// line at a time. The order of every sum is that of attention.h.
+// 30 % slower into the first, with the hardware's prefetchers alone 30 to 40 %. With AVX2, half of the keys and half of
+// the values come while scores are computed, two streams at once, which the memory of Zen 3 serves faster (f16 1.04
+// to 1.07). With many rows the same loops fetch a line at a time. The order of every sum is that of attention.h.
 
 // The largest of each of n <= 16 vectors of 16 floats.
 static inline void largest_of_vectors(const float* vectors, int n, float* most) noexcept {
@@ -195,6 +196,18 @@ static inline Ahead values_of(const AttendArgs& a, int32_t base, int head) noexc
           to < kBlock ? share + layout.v + (to + 1) / 2 * 2 * row_bytes : share + layout.bytes, a.fetch_near};
 }
 
+// Lets a block's scores and values fetch the keys and values of the next one. In two streams both fetch half of each.
+static inline void fetch_beside(BlockView& block, const Ahead& keys, const Ahead& values) noexcept {
+  block.with_scores = keys;
+  block.with_values = values;
+  if constexpr (V::kTwoStreams) {
+    if (keys.near) return;
+    const int64_t k = keys.end - keys.at, v = values.end - values.at, half = ((k > v ? k : v) / 2 + 63) / 64 * 64;
+    block.with_scores = {keys.at, keys.at + half, false, values.at};
+    block.with_values = {keys.at + half, keys.at + 2 * half, false, values.at + half};
+  }
+}
+
 // Keys and values are widened right before they are used, so that they come from the first-level cache.
 static inline void widen_keys(const AttendArgs& a, const Scratch& s, BlockView& block) noexcept {
   if (a.layout->type != KVType::f16) return;
@@ -232,15 +245,14 @@ static inline void attend_segment(const AttendArgs& a, const Scratch& s) noexcep
       block.v = block.head + a.layout->v;
       if constexpr (kWiden) widen_keys(a, s, block);
       if (base == a.first && head == 0 && !a.same_rows) {
-        keys_of(a, base, head).fetch_rest();
-        values_of(a, base, head).fetch_rest();
+        fetch_beside(block, keys_of(a, base, head), values_of(a, base, head));
+        block.with_scores.fetch_rest();
+        block.with_values.fetch_rest();
       }
       if (head + 1 < a.n_kv_heads) {
-        block.with_scores = keys_of(a, base, head + 1);
-        block.with_values = values_of(a, base, head + 1);
+        fetch_beside(block, keys_of(a, base, head + 1), values_of(a, base, head + 1));
       } else if (next < a.last || (a.continues && a.sparse.block == 0)) {
-        block.with_scores = keys_of(a, next, 0);
-        block.with_values = values_of(a, next, 0);
+        fetch_beside(block, keys_of(a, next, 0), values_of(a, next, 0));
       }
       const int last_row = (head + 1) * rows_per_head;
       for (int row = head * rows_per_head; row < last_row; ++row) {
