@@ -12,7 +12,8 @@ from kernels.matrix_case import random_matrix, select_kernels
 from phlite import _native, ops
 from phlite.gguf import BLOCK_SIZES, GGMLType
 
-FORMATS = [GGMLType.Q4_K, GGMLType.Q5_K, GGMLType.Q6_K, GGMLType.Q8_0, GGMLType.Q4_0, GGMLType.F16]
+# Planes of codes of every number that is asked for together, scales in front of the tile or not, a tile of floats.
+FORMATS = [GGMLType[name] for name in ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "Q4_0", "F16")]
 FETCHED_BYTES = 1 << 20  # kFetchedBytes of csrc/matmul/linear.cpp
 # The first group of rows asks: of each size that some instruction set has, alone and with others behind it.
 ROW_COUNTS = (1, 2, 3, 4, 5, 8, 13)

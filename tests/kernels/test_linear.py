@@ -17,9 +17,10 @@ from phlite.ops.reference import linear as reference
 FORMATS = list(GGMLType)
 QUANTISED = [t for t in FORMATS if BLOCK_SIZES[t][0] > 1]
 ISAS = ops.supported_isas()
-# Around the register tiles of 1, 2, 4, 8 and 12 rows, and some that multiply two tiles at once and unpack slices for
-# all rows (from 48 on).
-ROW_COUNTS = (1, 2, 3, 4, 7, 8, 11, 12, 13, 27, 47, 48, 63)
+FLOATS = [t for t in FORMATS if BLOCK_SIZES[t][0] == 1]
+# Around the register tiles of 1, 2, 4, 6, 8 and 12 rows, and some that multiply two tiles at once and unpack slices for
+# all rows (from 48 on; floats from 24 on).
+ROW_COUNTS = (1, 2, 3, 4, 6, 7, 8, 11, 12, 13, 14, 23, 24, 27, 47, 48, 63)
 MANY_ROWS = 63
 
 
@@ -161,8 +162,21 @@ def test_columns_that_are_no_multiple_of_256(
         assert np.all(error <= error_bound(x, weights, ggml_type)), f"{n_rows} rows"
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("n_cols", [1, 7, 80, 1000])
-def test_float_matrices_of_any_width(n_cols: int, pool: ops.ThreadPool) -> None:
+@pytest.mark.parametrize("ggml_type", FLOATS, ids=lambda t: t.name)
+def test_floats_of_any_width(ggml_type: GGMLType, n_cols: int, kernels: str, pool: ops.ThreadPool) -> None:
+    select_kernels(kernels)
+    data, weights = random_matrix(ggml_type, 17, n_cols)
+    w = ops.pack_matrix([(data, ggml_type, 17)], n_cols, pool=pool)
+    for n_rows in (3, MANY_ROWS):
+        x = np.random.default_rng(6).standard_normal((n_rows, n_cols), np.float32)
+        error = np.abs(ops.linear(x, w, pool=pool) - reference.linear(x, weights, ggml_type))
+        assert np.all(error <= error_bound(x, weights, ggml_type)), f"{n_rows} rows"
+
+
+@pytest.mark.parametrize("n_cols", [1, 7, 80, 1000])
+def test_norm_of_any_width(n_cols: int, pool: ops.ThreadPool) -> None:
     data, weights = random_matrix(GGMLType.F32, 5, n_cols)
     x = np.random.default_rng(7).standard_normal((3, n_cols), np.float32)
     norm = np.ones(n_cols, np.float32)
