@@ -15,13 +15,21 @@ using namespace phlite;
 
 namespace phlite {
 
+// How long an interrupt (Ctrl-C) waits at most, beside the operation it meets.
+constexpr int64_t kInterruptNs = 100'000'000;
+
 void settle(ThreadPool& pool) {
   const std::vector<std::unique_ptr<Operation>> noted = pool.take_noted();  // let go under the lock
   std::vector<Operation*> in_order;
   in_order.reserve(noted.size());
   for (const auto& operation : noted) in_order.push_back(operation.get());
-  nb::gil_scoped_release release;
-  pool.run_in_order(in_order.data(), in_order.size());
+  for (size_t n_done = 0; n_done < in_order.size();) {
+    {
+      nb::gil_scoped_release release;
+      n_done += pool.run_in_order(in_order.data() + n_done, in_order.size() - n_done, kInterruptNs);
+    }
+    if (PyErr_CheckSignals() != 0) throw nb::python_error();
+  }
 }
 
 }  // namespace phlite

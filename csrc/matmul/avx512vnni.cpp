@@ -37,6 +37,7 @@ struct V512 {
   static constexpr int rows_at_once(int group) { return group; }
   static constexpr int kMaxFloatRows = 12;
   static constexpr int64_t kWidenFloatRows = kNeverUnpack;
+  static constexpr bool kLongPasses = false;
 
   static constexpr int kOutputs = kTileRows;
   static INLINE F load_sum(const float* p) { return load_f(p); }

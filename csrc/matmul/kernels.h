@@ -91,8 +91,8 @@ constexpr int64_t kMaxTileRows = 192;
 
 struct MatmulKernels {
   using TileFn = void (*)(const TileArgs&) noexcept;
-  int max_rows;           // rows of the largest group
-  bool floats_by_slices;  // whether many rows meet 16-bit float weights slice by slice
+  int max_rows;      // rows of the largest group
+  bool long_passes;  // whether a call takes as many rows as it can, even if their activations outgrow the caches
   TileFn tile[kPackedFormatCount];
   TileFn two_tiles[kPackedFormatCount];    // of one format at once, for many rows; null where there is no such kernel
   int two_tiles_rows[kPackedFormatCount];  // from how many rows on that is faster, at least kTwoTilesRows

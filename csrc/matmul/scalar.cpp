@@ -30,6 +30,7 @@ struct V1 {
   static constexpr int rows_at_once(int group) { return group; }
   static constexpr int kMaxFloatRows = 1;
   static constexpr int64_t kWidenFloatRows = kNeverUnpack;
+  static constexpr bool kLongPasses = false;
   static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
   static constexpr bool kPairs = false, kLongSums = false, kWholeSlices = false;
 

@@ -197,7 +197,7 @@ MatmulKernels build_kernels() {
   set(GGMLType::Q6_K, &tile_kernel<FormatQ6K<V>>);
   set(GGMLType::IQ4_XS, &tile_kernel<FormatIQ4XS<V>>);
   t.max_rows = V::kMaxRows;
-  t.floats_by_slices = V::kWidenFloatRows != kNeverUnpack;
+  t.long_passes = V::kLongPasses;
   t.quantize_row = &quantize_row<V>;
   t.rms_norm_row = &rms_norm_row<V>;
   t.layer_norm_row = &layer_norm_row<V>;

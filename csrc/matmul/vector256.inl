@@ -18,6 +18,7 @@ struct V256 {
   // share gains (48 rows 1.5).
   static constexpr int kMaxFloatRows = 6;
   static constexpr int64_t kWidenFloatRows = 24;
+  static constexpr bool kLongPasses = true;
 
   static constexpr int kOutputs = kTileRows;
   static INLINE F load_sum(const float* p) { return load_f(p); }

@@ -92,26 +92,33 @@ void ThreadPool::wait_for_release(uint64_t generation) {
   wait_until([&] { return barrier_generation_.load(std::memory_order_acquire) != generation; }, -1, crowded_);
 }
 
-void ThreadPool::run_in_order(Operation* const* operations, size_t n) {
-  if (n == 0) return;
+size_t ThreadPool::run_in_order(Operation* const* operations, size_t n, int64_t limit_ns) {
+  if (n == 0) return 0;
   std::lock_guard<std::mutex> lock(caller_mutex_);
   size_t most = 0;
   for (size_t i = 0; i < n; ++i) most = std::max(most, operations[i]->scratch_bytes(n_threads_));
   scratch_.reserve(most);
   operations[0]->prepare(scratch_.data(), n_threads_);
+  const int64_t start = now_ns();
   const auto all = [&](int thread, int n_threads) {
     for (size_t i = 0;;) {
       operations[i]->work(*this, thread, n_threads);
       if (++i == n) return;
       operations[i]->warm_up(thread, n_threads);
       barrier([&] {
-        start_chunks();
-        operations[i]->prepare(scratch_.data(), n_threads);
+        if (limit_ns >= 0 && now_ns() - start >= limit_ns) {
+          n = i;
+        } else {
+          start_chunks();
+          operations[i]->prepare(scratch_.data(), n_threads);
+        }
       });
+      if (i == n) return;
     }
   };
   run_region([](void* ctx, int thread, int n_threads) { (*static_cast<decltype(all)*>(ctx))(thread, n_threads); },
              const_cast<void*>(static_cast<const void*>(&all)));
+  return n;
 }
 
 void ThreadPool::run_region(Region fn, void* ctx) {

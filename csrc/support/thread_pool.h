@@ -1,8 +1,8 @@
 // A persistent pool of threads for short parallel regions: spin briefly, then sleep.
 //
 // `run(fn)` executes fn(thread_idx, n_threads) on every thread, the caller being thread 0, and returns when all are
-// done. Inside a region `barrier()` separates phases. A decode step is one region, a large step opens one for each
-// operation; waking a sleeping thread costs 5 to 50 us, so workers stay awake for `kSpinNs` before they sleep.
+// done. Inside a region `barrier()` separates phases. A decode step is one region, a large step some; waking a sleeping
+// thread costs 5 to 50 us, in a virtual machine up to 300, so workers stay awake for `kSpinNs` before they sleep.
 // Whoever waits spins for some microseconds, then yields its core between looks: more threads than cores do not
 // collapse.
 //
@@ -47,9 +47,10 @@ class ThreadPool {
                const_cast<void*>(static_cast<const void*>(&fn)));
   }
 
-  // Runs the operations one after the other in one region; each sees the results of those before it. Throws
+  // Runs the operations one after the other in one region; each sees the results of those before it. Begins none when
+  // `limit_ns` nanoseconds have passed, if that is not negative; returns how many have run, at least one. Throws
   // std::bad_alloc, before anything has run, when there is no memory for their scratch.
-  void run_in_order(Operation* const* operations, size_t n);
+  size_t run_in_order(Operation* const* operations, size_t n, int64_t limit_ns = -1);
   void run_in_order(Operation& operation) {
     Operation* const one = &operation;
     run_in_order(&one, 1);

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -116,6 +118,69 @@ def test_memory_of_dropped_results_is_used_again_and_that_of_kept_ones_is_not() 
     for got, kept in answers:  # the first ones too, after later steps
         assert np.array_equal(got, expected)
         assert all(np.array_equal(a, b) for a, b in zip(kept, kept_expected, strict=True))
+
+
+def test_memory_of_shapes_that_the_last_block_did_not_have_is_let_go() -> None:
+    pool = ops.ThreadPool(2)
+    region, w = ops.Deferred(pool), pack(256, 256, pool=pool)
+    for n_rows in (3, 40, 3, 5):
+        with region:
+            for _ in range(2):
+                ops.linear(ops.linear(normal(n_rows, 256), w, pool=pool), w, pool=pool)
+        assert region.results.keys() == {(n_rows, 256)}
+
+
+def long_chain(x: np.ndarray, w: ops.PackedMatrix, n: int, pool: ops.ThreadPool) -> np.ndarray:
+    one = np.ones(x.shape[1], np.float32)
+    for _ in range(n):
+        x = ops.linear(x, w, pool=pool, norm_weight=one, eps=1e-5)
+    return x
+
+
+def links(x: np.ndarray, w: ops.PackedMatrix, pool: ops.ThreadPool, *, seconds: float) -> int:
+    """Return how long a chain takes this time."""
+    start = time.perf_counter()
+    long_chain(x, w, 10, pool)
+    return int(seconds / (time.perf_counter() - start) * 10) + 3
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_a_block_that_lets_the_interpreter_in_now_and_then_has_the_same_bits(n_threads: int) -> None:
+    pool = ops.ThreadPool(n_threads)
+    w, x = pack(512, 512, pool=pool), normal(64, 512)
+    n = links(x, w, pool, seconds=0.5)
+    expected = long_chain(x, w, n, pool)
+    with ops.Deferred(pool):
+        got = long_chain(x, w, n, pool)
+    assert np.array_equal(got, expected)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer that interrupts")
+def test_an_interrupt_is_heard_before_the_block_is_done() -> None:
+    pool = ops.ThreadPool(2)
+    w, x, out = pack(512, 512, pool=pool), normal(64, 512), np.full((64, 512), 7, np.float32)
+    n = links(x, w, pool, seconds=5.0)
+
+    def interrupted() -> None:
+        with ops.Deferred(pool):
+            ops.linear(long_chain(x, w, n, pool), w, pool=pool, out=out)
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            interrupted()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert np.all(out == 7)
+    expected = ops.linear(x, w, pool=pool)
+    with ops.Deferred(pool):
+        got = ops.linear(x, w, pool=pool)
+    assert np.array_equal(got, expected)
 
 
 def test_nothing_runs_before_the_block_ends() -> None:

@@ -14,9 +14,6 @@ from phlite.models.base import Batch, ModelConfig, check_batch
 
 __all__ = ["DecoderConfig", "RotaryDecoder"]
 
-MOST_DEFERRED_TOKENS = 16
-"""In larger steps the interpreter's time is lost beside the products'."""
-
 
 class DecoderConfig(ModelConfig, Protocol):
     """The numbers that the cache needs, by their Hugging Face names."""
@@ -69,13 +66,13 @@ class RotaryDecoder:
         return ops.Deferred(self.lm_head.pool)
 
     def one_region(self, batch: Batch) -> AbstractContextManager[None]:
-        """Return the context for the products and attention of a step: of a small one, all run together at its end.
+        """Return the context for the products and attention of a step, which all run together at its end.
 
         Steps that look at values on their way (adapters, watched inputs) run each operation at once.
         """
         self._region.drop_interrupted()
         watch = self.lm_head.watch
         watched = watch is not None and watch.see is not None
-        if len(batch.token_ids) > MOST_DEFERRED_TOKENS or batch.lora is not None or watched:
+        if batch.lora is not None or watched:
             return nullcontext()
         return self._region

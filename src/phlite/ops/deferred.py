@@ -34,20 +34,22 @@ class Deferred:
             y = ops.linear(x, w, pool=pool)
             z = ops.linear(y, v, pool=pool)
 
-    One region for all of them: threads need not be woken for each, the interpreter does not run between products, which
-    push its code and data out of the caches, and a thread that is done with one operation fetches the weights of the
-    next while it waits. Results have the same bits as without.
+    One region for many of them: threads need not be woken for each, the interpreter does not run between products,
+    which push its code and data out of the caches, and a thread that is done with one operation fetches the weights of
+    the next while it waits. Every 0.1 s they let the interpreter in, so that Ctrl-C is heard. Results have the same bits
+    as without.
 
     Inside, a result may only be passed on to further operations (`linear`, `attention`, `mix`) of the same pool: its
     values exist when the block has ended. Shapes and dtypes are checked at once. The memory of a result that is dropped
-    inside is used for later ones, since operations run in order, and kept for the next block. When an exception leaves
-    the block, what is noted down is dropped. Blocks of one pool do not nest: RuntimeError.
+    inside is used for later ones, since operations run in order, and kept for the next block of the same shapes. When
+    an exception leaves the block, what is noted down is dropped. Blocks of one pool do not nest: RuntimeError.
     """
 
     def __init__(self, pool: ThreadPool) -> None:
         self.pool = pool
         self.thread = 0
         self.results: dict[tuple[int, int], list[F32]] = {}
+        self.shapes: set[tuple[int, int]] = set()  # of this block's results
 
     def __enter__(self) -> None:
         self.drop_interrupted()
@@ -56,6 +58,7 @@ class Deferred:
         self.thread = threading.get_ident()
         _entered[self.pool] = self
         self.pool.defer()
+        self.shapes.clear()
         for results in self.results.values():
             for result in results:
                 self.pool.add_lasting(result)
@@ -68,6 +71,7 @@ class Deferred:
                 self.pool.settle()
         finally:
             self._stop()
+        self.results = {shape: self.results[shape] for shape in self.shapes}
         for shape, results in self.results.items():  # what the caller took along is his
             counts = _count_references(results)
             self.results[shape] = [result for result, n in zip(results, counts, strict=True) if n == _UNUSED]
@@ -83,6 +87,7 @@ class Deferred:
 
     def empty(self, n_rows: int, n_cols: int) -> F32:
         """Return float32[n_rows, n_cols] for a result, of any content, that nobody else has."""
+        self.shapes.add((n_rows, n_cols))
         results = self.results.setdefault((n_rows, n_cols), [])
         counts = _count_references(results)
         if _UNUSED in counts:
