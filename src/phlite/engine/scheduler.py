@@ -5,9 +5,10 @@ What is left of max_batch_tokens goes to prompts, in chunks; while others decode
 so a long prompt delays them by no more than that. The oldest prompt gets at least half of the room, the rest goes to
 the shortest, so neither waits for the other for long.
 
-Admission is first come, first served, when the blocks for all known ids of a sequence are free. When a decoding
-sequence needs a block and none is free, the youngest one gives its blocks back and waits; its ids are encoded again
-later. Results do not depend on any of this, because logits depend on the ids of a sequence alone.
+Admission is first come, first served, when the blocks for all known ids of a sequence are free, and one more for each
+running sequence that may come to need it. When a decoding sequence needs a block and none is free, the youngest one
+gives its blocks back and waits; its ids are encoded again later. Results do not depend on any of this, because logits
+depend on the ids of a sequence alone.
 """
 
 from __future__ import annotations
@@ -163,12 +164,9 @@ class Scheduler:
         """Move waiting sequences to the running ones while there is room for all of their ids."""
         while self.waiting and len(self.running) < self.max_sequences:
             sequence = self.waiting[0]
-            # One block for each running sequence stays free, or the newcomer would soon be thrown out again.
-            n_beams = sequence.params.num_beams
-            if (
-                most_blocks(sequence.state.n_prompt, n_known(sequence), n_beams) + len(self.running)
-                > self.blocks.n_free
-            ):
+            n_needed = most_blocks(sequence.state.n_prompt, n_known(sequence), sequence.params.num_beams)
+            # One block for each running sequence that may grow stays free, or the newcomer would soon be thrown out.
+            if n_needed + sum(map(may_grow, self.running)) > self.blocks.n_free:
                 return
             self.running.append(self.waiting.popleft())
             self.follow_regime(sequence)
@@ -221,6 +219,12 @@ class Scheduler:
 def n_known(sequence: Sequence) -> int:
     """Return the number of ids of a sequence, or of each of its beams."""
     return sequence.n_ids if sequence.state.group is None else sequence.state.group.n_ids
+
+
+def may_grow(sequence: Sequence) -> bool:
+    """Return whether a running sequence may come to need more blocks than it holds; its last id is not encoded."""
+    state = sequence.state
+    return state.group is not None or n_blocks_for(state.max_ids - 1) > state.n_blocks
 
 
 def beam_chunks(sequence: Sequence) -> list[Chunk]:

@@ -71,6 +71,23 @@ def test_a_full_cache_makes_the_youngest_wait_and_changes_no_id(fake_model, prom
     assert_all_freed(engine)
 
 
+@pytest.mark.parametrize(("max_tokens", "n_together"), [(34, 4), (35, 4), (36, 2)])
+def test_sequences_that_never_need_more_blocks_than_they_hold_leave_none_free(
+    fake_model, prompt, max_tokens, n_together, assert_all_freed
+):
+    model = fake_model()
+    engine = Engine(model, n_ctx=128, cache_tokens=4 * 64)
+    # 30 + 35 ids: the last one is not encoded, so 64 positions are enough.
+    params = SamplingParams.greedy(max_tokens=max_tokens, prompt_lookup_num_tokens=0)
+    sequences = engine.generate([prompt(30, i) for i in range(4)], params)
+    assert max(len(batch.seq_lens) for batch in model.batches) == n_together
+    for i, sequence in enumerate(sequences):
+        assert sequence.output_ids == model.expected_greedy(prompt(30, i), max_tokens)
+    n_encoded = sum(len(batch.token_ids) for batch in model.batches)
+    assert n_encoded == 4 * (30 + max_tokens - 1), "something was thrown out and encoded again"
+    assert_all_freed(engine)
+
+
 def test_a_growing_sequence_is_encoded_again_when_its_rope_regime_changes(fake_model, prompt):
     model = fake_model(short=40)
     (sequence,) = Engine(model).generate([prompt(35)], GREEDY)
