@@ -36,8 +36,8 @@ class Deferred:
 
     One region for many of them: threads need not be woken for each, the interpreter does not run between products,
     which push its code and data out of the caches, and a thread that is done with one operation fetches the weights of
-    the next while it waits. Every 0.1 s they let the interpreter in, so that Ctrl-C is heard. Results have the same bits
-    as without.
+    the next while it waits. Every 0.1 s they let the interpreter in, so that Ctrl-C is heard. Results have the same
+    bits as without.
 
     Inside, a result may only be passed on to further operations (`linear`, `attention`, `mix`) of the same pool: its
     values exist when the block has ended. Shapes and dtypes are checked at once. The memory of a result that is dropped
