@@ -155,6 +155,31 @@ def test_a_block_that_lets_the_interpreter_in_now_and_then_has_the_same_bits(n_t
     assert np.array_equal(got, expected)
 
 
+def test_another_thread_whose_operations_come_in_between_changes_nothing() -> None:
+    pool = ops.ThreadPool(2)
+    w, v, x, y = pack(512, 512, pool=pool), pack(1024, 512, pool=pool), normal(64, 512), normal(5, 512)
+    n = links(x, w, pool, seconds=0.5)
+    expected, other_expected = long_chain(x, w, n, pool), ops.linear(y, v, pool=pool)
+    others: list[np.ndarray] = []
+    is_done = threading.Event()
+
+    def elsewhere() -> None:
+        while not is_done.is_set():
+            others.append(ops.linear(y, v, pool=pool))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    try:
+        with ops.Deferred(pool):
+            got = long_chain(x, w, n, pool)
+    finally:
+        is_done.set()
+        thread.join()
+    assert np.array_equal(got, expected)
+    assert others
+    assert all(np.array_equal(other, other_expected) for other in others)
+
+
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer that interrupts")
 def test_an_interrupt_is_heard_before_the_block_is_done() -> None:
     pool = ops.ThreadPool(2)
