@@ -116,7 +116,7 @@ struct VAvx2 : V256 {
 }  // namespace
 
 const MatmulKernels& matmul_kernels_avx2() {
-  static const MatmulKernels table = build_kernels<VAvx2>();
+  static const MatmulKernels table = build_kernels<OneTile<VAvx2>>();
   return table;
 }
 

@@ -39,14 +39,6 @@ struct V512 {
   static constexpr int64_t kWidenFloatRows = kNeverUnpack;
   static constexpr bool kLongPasses = false;
 
-  static constexpr int kOutputs = kTileRows;
-  static INLINE F load_sum(const float* p) { return load_f(p); }
-  static INLINE void store_sum(float* p, F v) { store_f(p, v); }
-  using Bytes = const uint8_t*;  // where packed weights lie
-  static INLINE Bytes tile(const TileArgs& a) { return a.tile; }
-  static INLINE void fetch_next(const TileArgs& a, int64_t at) { phlite::prefetch(a.next + at); }
-  static INLINE F load_out(const TileArgs&, const float* p) { return load_f(p); }
-  static INLINE void store_out(const TileArgs&, float* p, F v) { store_f(p, v); }
   static INLINE void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
   static INLINE void fetch_once(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_NTA); }
   static INLINE void prefetch_l2(const uint8_t* p) { phlite::prefetch(p); }
@@ -215,8 +207,8 @@ struct V512 {
 
 const MatmulKernels& matmul_kernels_avx512vnni() {
   static const MatmulKernels table = [] {
-    MatmulKernels t = build_kernels<V512>();
-    set_two_tile_kernels<V512>(t);
+    MatmulKernels t = build_kernels<OneTile<V512>>();
+    set_two_tile_kernels<OneTile<V512>>(t);
     return t;
   }();
   return table;

@@ -26,7 +26,7 @@ namespace vex {
 namespace {
 #include "matmul/vnni256.inl"
 }  // namespace
-MatmulKernels build() { return build_kernels<VVnni256>(); }
+MatmulKernels build() { return build_kernels<OneTile<VVnni256>>(); }
 }  // namespace vex
 #undef DPBUSD
 #undef DPWSSD
@@ -40,7 +40,7 @@ namespace evex {
 namespace {
 #include "matmul/vnni256.inl"
 }  // namespace
-MatmulKernels build() { return build_kernels<VVnni256>(); }
+MatmulKernels build() { return build_kernels<OneTile<VVnni256>>(); }
 }  // namespace evex
 #undef DPBUSD
 #undef DPWSSD

@@ -34,14 +34,6 @@ struct V1 {
   static constexpr bool kSums32 = true;  // `dot` adds into 32 bits
   static constexpr bool kPairs = false, kLongSums = false, kWholeSlices = false;
 
-  static constexpr int kOutputs = kTileRows;
-  static INLINE F load_sum(const float* p) { return load_f(p); }
-  static INLINE void store_sum(float* p, F v) { store_f(p, v); }
-  using Bytes = const uint8_t*;  // where packed weights lie
-  static INLINE Bytes tile(const TileArgs& a) { return a.tile; }
-  static INLINE void fetch_next(const TileArgs& a, int64_t at) { phlite::prefetch(a.next + at); }
-  static INLINE F load_out(const TileArgs&, const float* p) { return load_f(p); }
-  static INLINE void store_out(const TileArgs&, float* p, F v) { store_f(p, v); }
   static void prefetch(const uint8_t*) {}
   static void fetch_once(const uint8_t*) {}
   static void prefetch_l2(const uint8_t*) {}
@@ -164,7 +156,7 @@ struct V1 {
 }  // namespace
 
 const MatmulKernels& matmul_kernels_scalar() {
-  static const MatmulKernels table = build_kernels<V1>();
+  static const MatmulKernels table = build_kernels<OneTile<V1>>();
   return table;
 }
 

@@ -7,6 +7,21 @@
 // into an int32 total. Signed codes (Q8_0, IQ4) are passed through V::from_signed: where the hardware multiplies
 // unsigned by signed bytes it adds 128, which V::kSignedOffset and the block sums take back.
 
+// What a call with one tile means for V; TwoTiles in two_tiles.inl is the same for two.
+template <class V>
+struct OneTile : V {
+  using F = typename V::F;
+  using Bytes = const uint8_t*;  // where packed weights lie
+  static constexpr int kOutputs = kTileRows;
+
+  static INLINE Bytes tile(const TileArgs& a) { return a.tile; }
+  static INLINE void fetch_next(const TileArgs& a, int64_t at) { phlite::prefetch(a.next + at); }
+  static INLINE F load_sum(const float* p) { return V::load_f(p); }
+  static INLINE void store_sum(float* p, F v) { V::store_f(p, v); }
+  static INLINE F load_out(const TileArgs&, const float* p) { return V::load_f(p); }
+  static INLINE void store_out(const TileArgs&, float* p, F v) { V::store_f(p, v); }
+};
+
 // clang-format off: each part builds on those before it
 #include "matmul/codes.inl"
 #include "matmul/scales.inl"

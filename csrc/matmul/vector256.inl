@@ -20,14 +20,6 @@ struct V256 {
   static constexpr int64_t kWidenFloatRows = 24;
   static constexpr bool kLongPasses = true;
 
-  static constexpr int kOutputs = kTileRows;
-  static INLINE F load_sum(const float* p) { return load_f(p); }
-  static INLINE void store_sum(float* p, F v) { store_f(p, v); }
-  using Bytes = const uint8_t*;  // where packed weights lie
-  static INLINE Bytes tile(const TileArgs& a) { return a.tile; }
-  static INLINE void fetch_next(const TileArgs& a, int64_t at) { phlite::prefetch(a.next + at); }
-  static INLINE F load_out(const TileArgs&, const float* p) { return load_f(p); }
-  static INLINE void store_out(const TileArgs&, float* p, F v) { store_f(p, v); }
   static INLINE void prefetch(const uint8_t* p) { _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0); }
   static INLINE void fetch_once(const uint8_t* p) { prefetch(p); }  // not NTA: Q8_0 on Zen 3 1.07 times as fast
   static INLINE void prefetch_l2(const uint8_t* p) { phlite::prefetch(p); }
