@@ -87,8 +87,8 @@ class Deferred:
 
     def empty(self, n_rows: int, n_cols: int) -> F32:
         """Return float32[n_rows, n_cols] for a result, of any content, that nobody else has."""
-        self.shapes.add((n_rows, n_cols))
         results = self.results.setdefault((n_rows, n_cols), [])
+        self.shapes.add((n_rows, n_cols))  # afterwards: an interrupt in between must find no shape without results
         counts = _count_references(results)
         if _UNUSED in counts:
             return results[counts.index(_UNUSED)]
